@@ -1,0 +1,67 @@
+"""The command `mlx-paligemma` and what all its commands share: how errors and interruptions end the program."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..common.errors import OptionError, PaliGemmaError
+
+FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130  # exit codes
+
+
+def main() -> None:
+    """Entry point of the program."""
+    from .generate import generate
+
+    app = typer.Typer(
+        help="PaliGemma and PaliGemma 2 in MLX: caption, answer, read, detect and segment.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    app.command()(generate)
+    with reporting():
+        app(prog_name="mlx-paligemma")
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Turn what a user can cause into one line on stderr and an exit code."""
+    try:
+        yield
+    except PaliGemmaError as error:
+        fail(str(error), WRONG_USAGE if isinstance(error, OptionError) else FAILED)
+    except KeyboardInterrupt:
+        fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(FAILED) from None
+    except OSError as error:
+        fail(f"{error.filename or 'the system'}: {error.strerror or error}", FAILED)
+
+
+def fail(message: str, code: int) -> None:
+    """Say what is wrong in one line, and stop."""
+    sys.stdout.flush()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+__all__ = ["fail", "main", "reporting"]

@@ -1,0 +1,1 @@
+"""What both backends share: NumPy, Pillow and sentencepiece only, neither mlx nor torch."""

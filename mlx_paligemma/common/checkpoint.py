@@ -1,0 +1,248 @@
+"""Finding a checkpoint and checking it: which tensors lie in which file, under which of our names, in which shape.
+
+Only headers are read here; each backend reads the tensors itself. Four layouts of names are in use (files of the hub;
+transformers 4.52 to 4.57; 5.x; 5.x saved from scratch): `canonical_name` maps all of them to ours.
+A tensor that is missing, unknown or of another shape is an error, always.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from .config import GemmaConfig, PaliGemmaConfig, SiglipConfig
+from .errors import CheckpointError, OptionError
+
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names and ours
+INDEX_NAME = "model.safetensors.index.json"
+HEAD, EMBEDDING, PATCHES = "lm_head.weight", "language_model.embed_tokens.weight", "vision_tower.embeddings.patch_embedding.weight"
+WANTED_FILES = ["*.json", "*.safetensors", "tokenizer.model", "vae-oid.npz"]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_UNUSED = (".position_ids", ".rotary_emb.inv_freq")  # buffers that old files carry
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies."""
+
+    file: Path
+    key: str  # its name in the file
+    shape: tuple[int, ...]
+    dtype: str  # "float32", "float16" or "bfloat16"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder that has passed all checks. `tensors` is complete, by our names."""
+
+    folder: Path
+    config: PaliGemmaConfig
+    tensors: Mapping[str, TensorInfo]
+
+    @property
+    def dtype(self) -> str:
+        """That of the embedding table, which stands for the whole."""
+        return self.tensors[EMBEDDING].dtype
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the patch kernel is stored [out, height, width, in], as MLX folders have it."""
+        return self.tensors[PATCHES].shape[-1] == self.config.vision.num_channels
+
+    def files(self) -> dict[Path, dict[str, TensorInfo]]:
+        """The tensors of each file, by our names."""
+        files: dict[Path, dict[str, TensorInfo]] = {}
+        for name, info in self.tensors.items():
+            files.setdefault(info.file, {})[name] = info
+        return files
+
+
+def bundled_checkpoint() -> Path:
+    """The folder of the demo checkpoint that comes with the package."""
+    return Path(__file__).parent.parent / "demo" / "checkpoint"
+
+
+def find_folder(model: str | Path | None = None, revision: str | None = None) -> Path:
+    """The folder of a checkpoint: None for the bundled demo, a folder, or a Hub id, which is downloaded once.
+
+    Raises:
+        CheckpointError: no such folder, or the Hub does not give it.
+    """
+    if model is None:
+        return bundled_checkpoint()
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{model} is a file; --model wants the folder it lies in")
+    if not _HUB_ID.fullmatch(str(model)):
+        raise CheckpointError(
+            f"{model}: no such folder; give a checkpoint's folder or a Hub id such as google/paligemma2-3b-mix-448"
+        )
+    return _download(str(model), revision)
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read config.json and all headers, and check every name and shape.
+
+    Raises:
+        CheckpointError: anything is missing, unreadable, unknown or of another shape; the message names the file.
+    """
+    config = PaliGemmaConfig.from_folder(folder)
+    found: dict[str, TensorInfo] = {}
+    for path in _weight_files(folder):
+        for info in _read_header(path):
+            name = canonical_name(info.key)
+            if name in found:
+                raise CheckpointError(f"{path}: {info.key} is there twice (also as {found[name].key} in {found[name].file.name})")
+            if name is not None:
+                found[name] = info
+    _check(folder, found, expected_shapes(config), config)
+    return Checkpoint(folder, config, found)
+
+
+def canonical_name(key: str) -> str | None:
+    """Our name of a tensor in any of the four layouts; None for buffers that nobody needs."""
+    if key.endswith(_UNUSED):
+        return None
+    name = key.removeprefix("model.")
+    if name in ("lm_head.weight", "language_model.lm_head.weight"):
+        return HEAD
+    for long, short in (("vision_tower.vision_model.", "vision_tower."), ("language_model.model.", "language_model.")):
+        if name.startswith(long):
+            return short + name.removeprefix(long)
+    return name
+
+
+def expected_shapes(config: PaliGemmaConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a model, without a head of its own: our name and its shape in PyTorch layout."""
+    text, vision = config.text, config.vision
+    shapes: dict[str, tuple[int, ...]] = {
+        PATCHES: (vision.hidden_size, vision.num_channels, vision.patch_size, vision.patch_size),
+        "vision_tower.embeddings.patch_embedding.bias": (vision.hidden_size,),
+        "vision_tower.embeddings.position_embedding.weight": (vision.num_patches, vision.hidden_size),
+        "vision_tower.post_layernorm.weight": (vision.hidden_size,),
+        "vision_tower.post_layernorm.bias": (vision.hidden_size,),
+        "multi_modal_projector.linear.weight": (config.projection_dim, vision.hidden_size),
+        "multi_modal_projector.linear.bias": (config.projection_dim,),
+        EMBEDDING: (text.vocab_size, text.hidden_size),
+        "language_model.norm.weight": (text.hidden_size,),
+    }
+    for i in range(vision.num_hidden_layers):
+        shapes |= {f"vision_tower.encoder.layers.{i}.{name}": shape for name, shape in _vision_layer(vision).items()}
+    for i in range(text.num_hidden_layers):
+        shapes |= {f"language_model.layers.{i}.{name}": shape for name, shape in _text_layer(text).items()}
+    return shapes
+
+
+def check_dtype(dtype: str) -> str:
+    """`dtype` if it is one that a model can compute in. Raises OptionError."""
+    if dtype not in DTYPES.values():
+        raise OptionError(f"dtype {dtype!r} is unknown; choose float32, bfloat16 or float16")
+    return dtype
+
+
+def _vision_layer(config: SiglipConfig) -> dict[str, tuple[int, ...]]:
+    d, wide = config.hidden_size, config.intermediate_size
+    linears = {f"self_attn.{name}": (d, d) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
+    linears |= {"mlp.fc1": (wide, d), "mlp.fc2": (d, wide)}
+    shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in linears.items()}
+    shapes |= {f"{name}.bias": shape[:1] for name, shape in linears.items()}
+    return shapes | {f"{norm}.{part}": (d,) for norm in ("layer_norm1", "layer_norm2") for part in ("weight", "bias")}
+
+
+def _text_layer(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
+    d, wide = config.hidden_size, config.intermediate_size
+    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    norms = ["input_layernorm", "post_attention_layernorm"]
+    norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"] if config.model_type == "gemma2" else []
+    return {
+        "self_attn.q_proj.weight": (queries, d), "self_attn.k_proj.weight": (keys, d), "self_attn.v_proj.weight": (keys, d),
+        "self_attn.o_proj.weight": (d, queries), "mlp.gate_proj.weight": (wide, d), "mlp.up_proj.weight": (wide, d),
+        "mlp.down_proj.weight": (d, wide),
+    } | {f"{norm}.weight": (d,) for norm in norms}  # fmt: skip
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that the index names, or all in the folder where there is no index."""
+    index = folder / INDEX_NAME
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            files = [folder / str(name) for name in names]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise CheckpointError(f"{index} cannot be read; copy it again from the checkpoint") from None
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+        counts = {match[1] for file in files if (match := re.search(r"-\d{5}-of-(\d{5})\.", file.name))}
+        names = [f"model-{i:05d}-of-{count}.safetensors" for count in counts for i in range(1, int(count) + 1)]
+        files = sorted({*files, *(folder / name for name in names)})
+    if not files:
+        pickles = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        hint = "pickled weights are not read; save the model with safetensors" if pickles else "copy the weights there"
+        raise CheckpointError(f"{folder} has no .safetensors file; {hint}")
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing; copy this shard from the checkpoint again")
+    return files
+
+
+def _read_header(path: Path) -> list[TensorInfo]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - the file is no dict
+            infos = [(key, tuple(part.get_shape()), str(part.get_dtype())) for key, part in slices.items()]
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({' '.join(str(error).split())}); copy it again") from None
+    for key, _, dtype in infos:
+        if key.endswith(".scales"):
+            raise CheckpointError(
+                f"{path} holds quantised weights ({key}), which this version does not read; use an unquantised checkpoint"
+            )
+        if dtype not in DTYPES:
+            raise CheckpointError(f"{path}: {key} is {dtype}; weights must be float32, bfloat16 or float16")
+    return [TensorInfo(path, key, shape, DTYPES[dtype]) for key, shape, dtype in infos]
+
+
+def _check(folder: Path, found: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]], config: PaliGemmaConfig) -> None:
+    _check_names(folder, found, expected if config.tie_word_embeddings else [*expected, HEAD])
+    for name, info in found.items():
+        wanted = expected[EMBEDDING] if name == HEAD else expected[name]
+        out, channels, height, width = wanted if name == PATCHES else (0, 0, 0, 0)
+        if info.shape != wanted and not (name == PATCHES and info.shape == (out, height, width, channels)):
+            raise CheckpointError(
+                f"{info.file}: {info.key} has shape {info.shape}, config.json asks for {wanted}; they do not belong together"
+            )
+
+
+def _check_names(folder: Path, found: Mapping[str, TensorInfo], expected: Iterable[str]) -> None:
+    missing = [name for name in expected if name not in found]
+    unknown = [info.key for name, info in found.items() if name not in set(expected) | {HEAD}]
+    for problem, names in (("lacks", missing), ("has unknown", unknown)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise CheckpointError(f"{folder} {problem} {names[0]}{more}; its weights and its config.json do not belong together")
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import errors as hub
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=WANTED_FILES))
+    except hub.GatedRepoError:
+        reason = f"needs your consent to its licence: accept it at https://huggingface.co/{repo}, then run `hf auth login`"
+    except hub.RevisionNotFoundError:
+        reason = f"has no revision {revision!r} on the Hub; leave --revision out or correct it"
+    except hub.RepositoryNotFoundError:
+        reason = "is neither a folder here nor a model on the Hub that you may see; check the name, or run `hf auth login`"
+    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled):
+        reason = f"is not on this machine and the Hub cannot be reached; go online and run `hf download {repo}` once"
+    except (OSError, hub.HfHubHTTPError) as error:
+        reason = f"could not be downloaded ({' '.join(str(error).split())[:200]}); run the command again to go on"
+    raise CheckpointError(f"{repo} {reason}") from None

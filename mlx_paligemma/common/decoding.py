@@ -1,0 +1,114 @@
+"""From token ids to answers, for both backends: text as it grows, when a row is done, results and their cost.
+
+A backend contributes one function that yields the next token of every row, step by step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from PIL import Image
+
+from .errors import NumericError
+from .image import open_image
+from .locations import detections
+from .processor import ImageRow, ModelInputs, PaliGemmaProcessor, picture_rows
+from .results import Chunk, GenerationResult, Stats
+from .sampling import SamplingOptions
+from .tokenizer import TextStream
+
+Steps = Callable[[ModelInputs, SamplingOptions], Iterator[list[int]]]  # yields the next token of every row, -1 for no number
+
+
+@dataclass
+class _Row:
+    """One answer in the making."""
+
+    stream: TextStream
+    pictures: list[Image.Image]
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+class Generation:
+    """A running generation. Iterate over it for the steps; `results` can be asked at any time, also after a stop halfway."""
+
+    def __init__(
+        self,
+        steps: Steps,
+        peak_memory: Callable[[], int],
+        processor: PaliGemmaProcessor,
+        images: Sequence[ImageRow],
+        prompts: Sequence[str],
+        options: SamplingOptions,
+    ):
+        """Read the pictures and prompts. Raises ImageError or PromptError."""
+        self._started = time.perf_counter()
+        self._peak_memory, self._processor, self._steps = peak_memory, processor, steps
+        pictures = [[open_image(image) for image in row] for row in picture_rows(images)]
+        self._inputs = processor(cast(list[ImageRow], pictures), prompts)
+        self._rows = [_Row(processor.tokenizer.stream(), row) for row in pictures]
+        room = processor.config.text.max_position_embeddings - self._inputs.input_ids.shape[1]
+        self._budget = min(options.max_tokens, room)
+        self._options = options
+        self._times: list[float] = []  # of every step, seconds since the call
+
+    def __iter__(self) -> Iterator[list[Chunk | None]]:
+        """One list per step: each row's new chunk, None for rows that are done.
+
+        Raises:
+            NumericError: the model produced numbers that are not finite.
+        """
+        for count, tokens in enumerate(self._steps(self._inputs, self._options), start=1):
+            self._times.append(time.perf_counter() - self._started)
+            yield [self._take(row, token, count) for row, token in zip(self._rows, tokens, strict=True)]
+            if all(row.finish_reason for row in self._rows):
+                return
+
+    def run(self) -> list[GenerationResult]:
+        """Go on to the end, and return the results."""
+        for _ in self:
+            pass
+        return self.results()
+
+    def results(self) -> list[GenerationResult]:
+        """The answers as far as they have come; those cut off by the caller have finish_reason "cancelled"."""
+        return [self._result(row, index) for index, row in enumerate(self._rows)]
+
+    def _take(self, row: _Row, token: int, count: int) -> Chunk | None:
+        if row.finish_reason:
+            return None
+        if token < 0:
+            raise NumericError(
+                "the model's scores are not finite (NaN or infinite): its weights are damaged, or try --dtype float32"
+            )
+        if token == self._processor.config.eos_token_id:
+            row.finish_reason = "stop"
+            return Chunk(row.stream.finish(), token, "stop")
+        row.token_ids.append(token)
+        text = row.stream.add(token)
+        if count >= self._budget:
+            row.finish_reason = "length"
+            text += row.stream.finish()
+        return Chunk(text, token, row.finish_reason)
+
+    def _result(self, row: _Row, index: int) -> GenerationResult:
+        text = self._processor.tokenizer.decode(row.token_ids)
+        width, height = row.pictures[0].size
+        found = detections(text, width, height, self._processor.decode_masks)
+        return GenerationResult(text, row.token_ids, row.finish_reason or "cancelled", self._stats(row, index), found)
+
+    def _stats(self, row: _Row, index: int) -> Stats:
+        after_first = sum(max(len(row.token_ids) - 1, 0) for row in self._rows)
+        seconds = self._times[-1] - self._times[0] if self._times else 0.0
+        padding = 0 if self._inputs.padding is None else int(self._inputs.padding[index])
+        return Stats(
+            prompt_tokens=self._inputs.input_ids.shape[1] - padding,
+            generation_tokens=len(row.token_ids),
+            time_to_first_token_s=self._times[0] if self._times else None,
+            generation_tps=after_first / seconds if after_first and seconds > 0 else None,
+            peak_memory_bytes=self._peak_memory(),
+        )

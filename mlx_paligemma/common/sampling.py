@@ -1,0 +1,53 @@
+"""How the next token is chosen, and how many: the options, and their checks."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import OptionError
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Temperature 0 is greedy and ignores the rest. Filters apply after the temperature, in the order top_k, top_p, min_p.
+
+    In a batch every row draws with the same random numbers, as it would alone; vary the seed for varied answers.
+    """
+
+    max_tokens: int = 100  # new tokens at most; the model's context is a limit too
+    temperature: float = 0.0
+    top_p: float = 1.0  # keep the likeliest tokens that together reach this probability
+    top_k: int = 0  # keep this many; 0: all
+    min_p: float = 0.0  # keep tokens at least this likely compared with the likeliest
+    seed: int | None = None  # None: another one each time
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> SamplingOptions:
+        """Options by name. Raises OptionError for an unknown name or a value out of range."""
+        unknown = [name for name in options if name not in cls.__dataclass_fields__]
+        if unknown:
+            raise OptionError(f"unknown option {unknown[0]!r}; known are {', '.join(cls.__dataclass_fields__)}")
+        return cls(**options)
+
+    def __post_init__(self) -> None:
+        whole = {"max_tokens": 1, "top_k": 0} | ({} if self.seed is None else {"seed": 0})
+        for name, least in whole.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise OptionError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+        for name, low, high in (("temperature", 0.0, math.inf), ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0)):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not low <= value <= high or math.isinf(value):
+                raise OptionError(
+                    f"{name} is {value!r}; it must be a number of at least {low:g}" + (f" and at most {high:g}" * (high == 1))
+                )
+        if self.top_p == 0:
+            raise OptionError("top_p is 0, which keeps no token; use temperature 0 for the likeliest one")
+
+    def first_seed(self) -> int:
+        """The seed, or a fresh one below 2 ** 32."""
+        return secrets.randbits(32) if self.seed is None else self.seed % 2**32

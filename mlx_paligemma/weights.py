@@ -1,0 +1,102 @@
+"""Reading a checkpoint into the MLX model: strict, one tensor at a time. Twin of torch_ref/weights.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from .common.checkpoint import EMBEDDING, HEAD, PATCHES, Checkpoint, check_dtype, find_folder, read_checkpoint
+from .common.locations import MaskDecoder
+from .common.mask_codec import FILE_NAME, read_mask_codec
+from .common.processor import PaliGemmaProcessor
+from .common.tokenizer import PaliGemmaTokenizer
+from .model.mask_decoder import MaskCodec
+from .model.paligemma import PaliGemma
+
+
+def load(
+    model: str | Path | None = None, *, dtype: str | None = None, revision: str | None = None
+) -> tuple[PaliGemma, PaliGemmaProcessor]:
+    """Load a checkpoint for inference.
+
+    Args:
+        model: a folder or a Hub id; None for the bundled demo.
+        dtype: "float32", "bfloat16" or "float16" to compute in; None: as stored (the bundled demo: float32).
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        CheckpointError: something is missing, damaged, or does not belong together.
+        OptionError: the dtype is unknown.
+    """
+    folder = find_folder(model, revision)
+    checkpoint = read_checkpoint(folder)
+    tokenizer = PaliGemmaTokenizer.from_folder(folder)
+    network = load_model(checkpoint, dtype or ("float32" if model is None else None))
+    return network, PaliGemmaProcessor(network.config, tokenizer, load_mask_decoder(folder))
+
+
+def load_model(checkpoint: Checkpoint, dtype: str | None = None) -> PaliGemma:
+    """The network with its weights in `dtype` (None: as stored), all in memory. Needs no tokenizer."""
+    target = getattr(mx, check_dtype(dtype or checkpoint.dtype))
+    weights = dict(_read_tensors(checkpoint, target))
+    head = weights.get(HEAD)
+    tied = head is None or bool(mx.array_equal(head, weights[EMBEDDING]))
+    if tied:
+        weights.pop(HEAD, None)
+    model = PaliGemma(replace(checkpoint.config, tie_word_embeddings=tied))
+    model.load_weights(list(weights.items()), strict=True)
+    model.eval()
+    return model
+
+
+def load_mask_decoder(folder: Path) -> MaskDecoder | None:
+    """The decoder of the folder's mask codec, read on first use; None where the folder has none."""
+    path = folder / FILE_NAME
+    return _lazy_decoder(path) if path.exists() else None
+
+
+def load_mask_codec(path: Path) -> MaskCodec:
+    """The mask codec in a file. Raises CheckpointError when an array is missing or of another shape."""
+    config, arrays = read_mask_codec(path)
+    codec = MaskCodec(config)
+    transposed = {f"{name}.weight" for name, module in codec.named_modules() if isinstance(module, nn.ConvTranspose2d)}
+    codec.load_weights([(name, _channels_last(array, name in transposed)) for name, array in arrays.items()], strict=True)
+    mx.eval(codec.parameters())
+    return codec
+
+
+def _lazy_decoder(path: Path) -> MaskDecoder:
+    codecs: list[MaskCodec] = []
+
+    def decode(codes: np.ndarray) -> np.ndarray:
+        if not codecs:
+            codecs.append(load_mask_codec(path))
+        return np.array(codecs[0].decode(mx.array(codes))[..., 0])
+
+    return decode
+
+
+def _read_tensors(checkpoint: Checkpoint, dtype: mx.Dtype) -> Iterator[tuple[str, mx.array]]:
+    """Each tensor under our name. Evaluating one at a time keeps the peak near the final size."""
+    for file, infos in checkpoint.files().items():
+        arrays = mx.load(str(file))
+        assert isinstance(arrays, dict)
+        for name, info in infos.items():
+            array = arrays.pop(info.key)
+            if name == PATCHES and not checkpoint.channels_last:
+                array = array.transpose(0, 2, 3, 1)
+            array = array.astype(dtype)
+            mx.eval(array)
+            yield name, array
+
+
+def _channels_last(array: np.ndarray, transposed: bool) -> mx.array:
+    """A kernel from PyTorch's layout ([out, in, h, w], or [in, out, h, w] if transposed) to MLX's [out, h, w, in]."""
+    if array.ndim < 4:
+        return mx.array(array)
+    return mx.array(array.transpose(1, 2, 3, 0) if transposed else array.transpose(0, 2, 3, 1))

@@ -1,0 +1,95 @@
+"""The demo's losses: what each patch shows (for the vision tower), and the suffix with soft targets for the loc bins."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mlx_paligemma.common.config import PaliGemmaConfig
+from mlx_paligemma.common.tokenizer import NUM_LOC, PaliGemmaTokenizer
+from mlx_paligemma.demo.scenes import COLORS, DIGITS, KINDS, Scene, _coverage
+from torch_ref.paligemma import PaliGemma
+from torch_ref.train import Batch, suffix_logits
+
+THINGS = KINDS + DIGITS  # what a patch can show, 0 being the background
+WIDE, NARROW = 8.0, 2.0  # bins: spread of the soft loc targets at the start and at the end
+DENSE_WEIGHT = 0.5  # of the patch loss in joint training
+
+
+class VisionLoss(nn.Module):
+    """From each patch: which thing it shows, its colour, and the thing's box relative to the patch."""
+
+    def __init__(self, config: PaliGemmaConfig):
+        super().__init__()
+        self.grid = config.vision.image_size // config.vision.patch_size
+        self.head = nn.Linear(config.vision.hidden_size, 1 + len(THINGS) + 1 + len(COLORS) + 4)
+        self.accuracy: list[float] = []
+
+    def forward(self, model: PaliGemma, batch: Batch, step: int) -> Tensor:
+        """A loss function for `torch_ref.train`."""
+        loss = self.dense(model.vision_tower(batch.pixels), batch)
+        if (step + 1) % 100 == 0:
+            print(f"patch shape accuracy {np.mean(self.accuracy[-100:]):.3f}", flush=True)
+        return loss
+
+    def dense(self, features: Tensor, batch: Batch) -> Tensor:
+        """Features [U, P, D] -> scalar. Averages run over object patches and background patches apart."""
+        targets = [patch_targets(batch.examples[i].scene, self.grid) for i in batch.pictures]
+        things, colors, boxes = (torch.from_numpy(np.stack(part)) for part in zip(*targets, strict=True))
+        out_things, out_colors, out_boxes = self.head(features).split([1 + len(THINGS), 1 + len(COLORS), 4], dim=-1)
+        objects = things > 0
+        self.accuracy.append((out_things.argmax(-1) == things)[objects].float().mean().item())
+        on_objects = F.cross_entropy(out_things[objects], things[objects]) + F.cross_entropy(out_colors[objects], colors[objects])
+        on_background = F.cross_entropy(out_things[~objects], things[~objects])
+        return on_objects + on_background + 5 * (out_boxes - boxes)[objects].abs().mean()
+
+
+class JointLoss(nn.Module):
+    """Suffix loss plus the patch loss. A token weighs 1 / sqrt(its answer's length): long masks must not drown short answers."""
+
+    def __init__(self, config: PaliGemmaConfig, tokenizer: PaliGemmaTokenizer, steps: int):
+        super().__init__()
+        self.vision = VisionLoss(config)
+        self.first_loc, self.steps = tokenizer.first_loc, steps
+
+    def forward(self, model: PaliGemma, batch: Batch, step: int) -> Tensor:
+        """A loss function for `torch_ref.train`."""
+        features = model.vision_tower(batch.pixels)
+        rows = model.multi_modal_projector(features)
+        spread = WIDE * (NARROW / WIDE) ** min(step / (0.8 * self.steps), 1.0)
+        losses, weights = [], []
+        for part in batch.parts:
+            logits, targets = suffix_logits(model, rows, part)
+            losses.append(self.token_losses(logits, targets, spread))
+            counts = (part.labels[:, 1:] >= 0).sum(1)
+            weights.append(counts.float().rsqrt().repeat_interleave(counts))
+        weight = torch.cat(weights)
+        suffix = (torch.cat(losses) * weight).sum() / weight.sum()
+        return suffix + DENSE_WEIGHT * self.vision.dense(features, batch)
+
+    def token_losses(self, logits: Tensor, targets: Tensor, spread: float) -> Tensor:
+        """[T, V] and [T] -> [T]. A loc token's target is a Gaussian over the bins around it."""
+        log_probs = logits.log_softmax(-1)
+        losses = -log_probs.gather(1, targets[:, None])[:, 0]
+        bins = targets - self.first_loc
+        is_loc = (bins >= 0) & (bins < NUM_LOC)
+        soft = torch.softmax(-0.5 * ((torch.arange(NUM_LOC) - bins[is_loc, None]) / spread) ** 2, dim=-1)
+        losses[is_loc] = -(soft * log_probs[is_loc, self.first_loc : self.first_loc + NUM_LOC]).sum(-1)
+        return losses
+
+
+def patch_targets(scene: Scene, grid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Thing [P] and colour [P] of each patch (0: background), and the thing's box [P, 4] less the patch's centre."""
+    things, colors = np.zeros((2, grid * grid), dtype=np.int64)
+    boxes = np.zeros((grid * grid, 4), dtype=np.float32)
+    centers = (np.stack(np.meshgrid(np.arange(grid), np.arange(grid)), -1).reshape(-1, 2) + 0.5) / grid
+    most = np.full(grid * grid, 0.25)  # a patch belongs to the thing that covers most of it, if that is a quarter
+    for shape in scene.shapes + scene.digits:
+        cover = np.asarray(_coverage(shape.outline, grid * 2, grid * 2).reduce(2), dtype=np.float64).reshape(-1) / 255
+        mine = cover > most
+        most[mine] = cover[mine]
+        things[mine], colors[mine] = 1 + THINGS.index(shape.kind), 1 + list(COLORS).index(shape.color)
+        boxes[mine] = np.array(shape.box) - np.tile(centers[mine], 2)
+    return things, colors, boxes

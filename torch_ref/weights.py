@@ -1,0 +1,95 @@
+"""Reading a checkpoint into the PyTorch model: strict, one tensor at a time. Twin of mlx_paligemma/weights.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from mlx_paligemma.common.checkpoint import EMBEDDING, HEAD, PATCHES, Checkpoint, check_dtype, find_folder, read_checkpoint
+from mlx_paligemma.common.locations import MaskDecoder
+from mlx_paligemma.common.mask_codec import FILE_NAME, read_mask_codec
+from mlx_paligemma.common.processor import PaliGemmaProcessor
+from mlx_paligemma.common.tokenizer import PaliGemmaTokenizer
+
+from .device import choose_device
+from .mask_decoder import MaskCodec
+from .paligemma import PaliGemma
+
+
+def load(
+    model: str | Path | None = None, *, dtype: str | None = None, device: str = "auto", revision: str | None = None
+) -> tuple[PaliGemma, PaliGemmaProcessor]:
+    """Load a checkpoint for inference.
+
+    Args:
+        model: a folder or a Hub id; None for the bundled demo.
+        dtype: "float32", "bfloat16" or "float16" to compute in; None: as stored (the bundled demo: float32).
+        device: "auto", "cuda", "mps" or "cpu".
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        CheckpointError: something is missing, damaged, or does not belong together.
+        OptionError: the dtype or the device is unknown.
+    """
+    place = choose_device(device)
+    folder = find_folder(model, revision)
+    checkpoint = read_checkpoint(folder)
+    tokenizer = PaliGemmaTokenizer.from_folder(folder)
+    network = load_model(checkpoint, dtype or ("float32" if model is None else None), place)
+    return network, PaliGemmaProcessor(network.config, tokenizer, load_mask_decoder(folder))
+
+
+def load_model(checkpoint: Checkpoint, dtype: str | None = None, device: torch.device = torch.device("cpu")) -> PaliGemma:
+    """The network with its weights in `dtype` (None: as stored) on `device`. Needs no tokenizer."""
+    target = getattr(torch, check_dtype(dtype or checkpoint.dtype))
+    weights = dict(_read_tensors(checkpoint, target, device))
+    head = weights.get(HEAD)
+    tied = head is None or torch.equal(head, weights[EMBEDDING])
+    if tied:
+        weights.pop(HEAD, None)
+    with torch.device("meta"):  # no memory for weights that are replaced at once
+        model = PaliGemma(replace(checkpoint.config, tie_word_embeddings=tied))
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def load_mask_decoder(folder: Path) -> MaskDecoder | None:
+    """The decoder of the folder's mask codec, read on first use; None where the folder has none."""
+    path = folder / FILE_NAME
+    return _lazy_decoder(path) if path.exists() else None
+
+
+def load_mask_codec(path: Path) -> MaskCodec:
+    """The mask codec in a file, on the CPU. Raises CheckpointError when an array is missing or of another shape."""
+    config, arrays = read_mask_codec(path)
+    codec = MaskCodec(config)
+    codec.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, strict=True)
+    return codec.eval().requires_grad_(False)
+
+
+def _lazy_decoder(path: Path) -> MaskDecoder:
+    codecs: list[MaskCodec] = []
+
+    def decode(codes: np.ndarray) -> np.ndarray:
+        if not codecs:
+            codecs.append(load_mask_codec(path))
+        return codecs[0].decode(torch.from_numpy(codes))[..., 0].numpy()
+
+    return decode
+
+
+def _read_tensors(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor under our name."""
+    for file, infos in checkpoint.files().items():
+        with safe_open(file, framework="pt") as tensors:
+            for name, info in infos.items():
+                tensor = tensors.get_tensor(info.key)
+                if name == PATCHES and checkpoint.channels_last:
+                    tensor = tensor.permute(0, 3, 1, 2).contiguous()
+                yield name, tensor.to(device=device, dtype=dtype)
