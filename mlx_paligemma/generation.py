@@ -66,20 +66,21 @@ def as_mlx(inputs: ModelInputs) -> dict[str, mx.array]:
 
 
 def _steps(model: PaliGemma, inputs: ModelInputs, options: SamplingOptions) -> Iterator[list[int]]:
-    """The next token of every row, without end as long as the context lasts; -1 where the scores are not finite."""
+    """The next token of every row, max_tokens times; -1 where the scores are not finite."""
     batch, length = inputs.input_ids.shape
-    steps = min(options.max_tokens, model.config.text.max_position_embeddings - length)
+    steps = options.max_tokens
     arrays = as_mlx(inputs)
     rows = model.encode_images(arrays["pixel_values"])
     dtype = model.language_model.embed_tokens.weight.dtype
     cache = KVCache(model.config.text, batch, length + steps, dtype, arrays.get("padding"))
-    keys = mx.random.split(mx.random.key(options.first_seed()), steps)
-    tokens = _next_tokens(model.prefill(arrays["input_ids"], rows, cache), options, keys[0])
+    key, now = mx.random.split(mx.random.key(options.first_seed()))  # one by one: the first tokens do not depend on max_tokens
+    tokens = _next_tokens(model.prefill(arrays["input_ids"], rows, cache), options, now)
     mx.async_eval(tokens)
     for step in range(1, steps + 1):
         following = tokens
         if step < steps:
-            following = _next_tokens(model.decode(mx.maximum(tokens, 0)[:, None], cache), options, keys[step])
+            key, now = mx.random.split(key)
+            following = _next_tokens(model.decode(mx.maximum(tokens, 0)[:, None], cache), options, now)
             mx.async_eval(following)
         yield [int(token) for token in np.array(tokens)]
         tokens = following
@@ -89,8 +90,9 @@ def _next_tokens(logits: mx.array, options: SamplingOptions, key: mx.array) -> m
     """[B, 1, V] -> int [B], -1 in rows with a score that is not finite."""
     scores = logits[:, -1]
     finite = mx.isfinite(scores).all(axis=-1)
-    if options.temperature > 0:
-        scores = _filtered(scores.astype(mx.float32) / options.temperature, options)
+    if not options.is_greedy:
+        scores = scores.astype(mx.float32)
+        scores = _filtered((scores - scores.max(axis=-1, keepdims=True)) / options.temperature, options)
         scores = scores + mx.random.gumbel(scores.shape[-1:], key=key)
     return mx.where(finite, mx.argmax(scores, axis=-1).astype(mx.int32), -1)
 

@@ -9,22 +9,24 @@ from torch.nn import functional as F
 
 from mlx_paligemma.common.config import PaliGemmaConfig
 from mlx_paligemma.common.tokenizer import NUM_LOC, PaliGemmaTokenizer
-from mlx_paligemma.demo.scenes import COLORS, DIGITS, KINDS, Scene, _coverage
+from mlx_paligemma.demo.scenes import COLORS, DIGITS, KINDS, Scene, coverage
 from torch_ref.paligemma import PaliGemma
 from torch_ref.train import Batch, suffix_logits
 
 THINGS = KINDS + DIGITS  # what a patch can show, 0 being the background
+FINE = 7  # cells along a patch, for the outlines
 WIDE, NARROW = 8.0, 2.0  # bins: spread of the soft loc targets at the start and at the end
 DENSE_WEIGHT = 0.5  # of the patch loss in joint training
 
 
 class VisionLoss(nn.Module):
-    """From each patch: which thing it shows, its colour, and the thing's box relative to the patch."""
+    """From each patch: which thing it shows, its colour, the thing's box relative to the patch, and where in the patch it lies."""
 
     def __init__(self, config: PaliGemmaConfig):
         super().__init__()
         self.grid = config.vision.image_size // config.vision.patch_size
-        self.head = nn.Linear(config.vision.hidden_size, 1 + len(THINGS) + 1 + len(COLORS) + 4)
+        self.parts = [1 + len(THINGS), 1 + len(COLORS), 4, FINE * FINE]
+        self.head = nn.Linear(config.vision.hidden_size, sum(self.parts))
         self.accuracy: list[float] = []
 
     def forward(self, model: PaliGemma, batch: Batch, step: int) -> Tensor:
@@ -37,13 +39,14 @@ class VisionLoss(nn.Module):
     def dense(self, features: Tensor, batch: Batch) -> Tensor:
         """Features [U, P, D] -> scalar. Averages run over object patches and background patches apart."""
         targets = [patch_targets(batch.examples[i].scene, self.grid) for i in batch.pictures]
-        things, colors, boxes = (torch.from_numpy(np.stack(part)) for part in zip(*targets, strict=True))
-        out_things, out_colors, out_boxes = self.head(features).split([1 + len(THINGS), 1 + len(COLORS), 4], dim=-1)
+        things, colors, boxes, cover = (torch.from_numpy(np.stack(part)) for part in zip(*targets, strict=True))
+        out_things, out_colors, out_boxes, out_cover = self.head(features).split(self.parts, dim=-1)
         objects = things > 0
         self.accuracy.append((out_things.argmax(-1) == things)[objects].float().mean().item())
         on_objects = F.cross_entropy(out_things[objects], things[objects]) + F.cross_entropy(out_colors[objects], colors[objects])
         on_background = F.cross_entropy(out_things[~objects], things[~objects])
-        return on_objects + on_background + 5 * (out_boxes - boxes)[objects].abs().mean()
+        outline = F.binary_cross_entropy_with_logits(out_cover, cover)
+        return on_objects + on_background + 5 * (out_boxes - boxes)[objects].abs().mean() + 2 * outline
 
 
 class JointLoss(nn.Module):
@@ -80,16 +83,21 @@ class JointLoss(nn.Module):
         return losses
 
 
-def patch_targets(scene: Scene, grid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Thing [P] and colour [P] of each patch (0: background), and the thing's box [P, 4] less the patch's centre."""
+def patch_targets(scene: Scene, grid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of each patch: thing [P] and colour [P] (0: background), the thing's box [P, 4] less the patch's centre, and
+    the share of each of its FINE x FINE cells that things cover [P, FINE * FINE].
+    """
     things, colors = np.zeros((2, grid * grid), dtype=np.int64)
     boxes = np.zeros((grid * grid, 4), dtype=np.float32)
     centers = (np.stack(np.meshgrid(np.arange(grid), np.arange(grid)), -1).reshape(-1, 2) + 0.5) / grid
     most = np.full(grid * grid, 0.25)  # a patch belongs to the thing that covers most of it, if that is a quarter
+    cells = np.zeros((grid * FINE, grid * FINE), dtype=np.float32)
     for shape in scene.shapes + scene.digits:
-        cover = np.asarray(_coverage(shape.outline, grid * 2, grid * 2).reduce(2), dtype=np.float64).reshape(-1) / 255
+        fine = np.asarray(coverage(shape.outline, grid * FINE, grid * FINE), dtype=np.float32) / 255
+        cells = np.maximum(cells, fine)
+        cover = fine.reshape(grid, FINE, grid, FINE).mean((1, 3)).reshape(-1)
         mine = cover > most
         most[mine] = cover[mine]
         things[mine], colors[mine] = 1 + THINGS.index(shape.kind), 1 + list(COLORS).index(shape.color)
         boxes[mine] = np.array(shape.box) - np.tile(centers[mine], 2)
-    return things, colors, boxes
+    return things, colors, boxes, cells.reshape(grid, FINE, grid, FINE).swapaxes(1, 2).reshape(-1, FINE * FINE)

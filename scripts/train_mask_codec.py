@@ -48,9 +48,8 @@ def train_mask_codec(path: Path, seed: int) -> None:
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     codec = MaskCodec(CONFIG)
-    codec.vq_vae.embedding.requires_grad_(False)
-    rest = [p for p in codec.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(rest, lr=2e-3)
+    codec.vq_vae.embedding.requires_grad_(False)  # the codebook follows its moving averages
+    optimizer = torch.optim.Adam([p for p in codec.parameters() if p.requires_grad], lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS, eta_min=2e-5)
     codebook = None
     for step in range(STEPS):

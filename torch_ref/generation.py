@@ -70,9 +70,9 @@ def as_torch(inputs: ModelInputs, device: torch.device | str = "cpu") -> dict[st
 
 @torch.inference_mode()
 def _steps(model: PaliGemma, inputs: ModelInputs, options: SamplingOptions) -> Iterator[list[int]]:
-    """The next token of every row, without end as long as the context lasts; -1 where the scores are not finite."""
+    """The next token of every row, max_tokens times; -1 where the scores are not finite."""
     batch, length = inputs.input_ids.shape
-    steps = min(options.max_tokens, model.config.text.max_position_embeddings - length)
+    steps = options.max_tokens
     table = model.language_model.embed_tokens.weight
     tensors = as_torch(inputs, table.device)
     rows = model.encode_images(tensors["pixel_values"])
@@ -89,8 +89,9 @@ def _next_tokens(logits: Tensor, options: SamplingOptions, noise: torch.Generato
     """[B, 1, V] -> int [B], -1 in rows with a score that is not finite."""
     scores = logits[:, -1]
     finite = scores.isfinite().all(-1)
-    if options.temperature > 0:
-        scores = _filtered(scores.float() / options.temperature, options)
+    if not options.is_greedy:
+        scores = scores.float()
+        scores = _filtered((scores - scores.max(-1, keepdim=True).values) / options.temperature, options)
         uniform = torch.rand(scores.shape[-1:], generator=noise, device=scores.device)
         scores = scores - torch.log(-torch.log(uniform.clamp(min=1e-30)))
     return torch.where(finite, scores.argmax(-1), -1)

@@ -21,7 +21,6 @@ def main() -> None:
     from .generate import generate
 
     app = typer.Typer(
-        help="PaliGemma and PaliGemma 2 in MLX: caption, answer, read, detect and segment.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -56,12 +55,15 @@ def fail(message: str, code: int) -> None:
     raise SystemExit(code)
 
 
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
-) -> None:
-    if version:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         print(__version__)
         raise typer.Exit
 
 
-__all__ = ["fail", "main", "reporting"]
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """PaliGemma and PaliGemma 2 in MLX: caption, answer, read, detect and segment."""

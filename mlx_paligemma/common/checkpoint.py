@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ INDEX_NAME = "model.safetensors.index.json"
 HEAD, EMBEDDING, PATCHES = "lm_head.weight", "language_model.embed_tokens.weight", "vision_tower.embeddings.patch_embedding.weight"
 WANTED_FILES = ["*.json", "*.safetensors", "tokenizer.model", "vae-oid.npz"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 _UNUSED = (".position_ids", ".rotary_emb.inv_freq")  # buffers that old files carry
 
 
@@ -75,10 +76,15 @@ def find_folder(model: str | Path | None = None, revision: str | None = None) ->
     """
     if model is None:
         return bundled_checkpoint()
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
+    try:
+        folder = Path(model).expanduser()
+        if folder.is_dir():
+            return folder
+        is_file = folder.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, the home of a user that does not exist
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{model} cannot be looked up ({reason}); check the path") from None
+    if is_file:
         raise CheckpointError(f"{model} is a file; --model wants the folder it lies in")
     if not _HUB_ID.fullmatch(str(model)):
         raise CheckpointError(
@@ -94,12 +100,18 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         CheckpointError: anything is missing, unreadable, unknown or of another shape; the message names the file.
     """
     config = PaliGemmaConfig.from_folder(folder)
+    if config.image_token_index >= config.text.vocab_size:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: image_token_index {config.image_token_index} lies outside the vocabulary of "
+            f"{config.text.vocab_size} rows; copy the file again from the checkpoint"
+        )
     found: dict[str, TensorInfo] = {}
     for path in _weight_files(folder):
         for info in _read_header(path):
             name = canonical_name(info.key)
             if name in found:
-                raise CheckpointError(f"{path}: {info.key} is there twice (also as {found[name].key} in {found[name].file.name})")
+                other = f"{found[name].key} in {found[name].file.name}"
+                raise CheckpointError(f"{path}: {info.key} is there twice (also as {other}); remove one of the two")
             if name is not None:
                 found[name] = info
     _check(folder, found, expected_shapes(config), config)
@@ -171,41 +183,54 @@ def _text_layer(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
 def _weight_files(folder: Path) -> list[Path]:
     """The safetensors files that the index names, or all in the folder where there is no index."""
     index = folder / INDEX_NAME
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            files = [folder / str(name) for name in names]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise CheckpointError(f"{index} cannot be read; copy it again from the checkpoint") from None
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-        counts = {match[1] for file in files if (match := re.search(r"-\d{5}-of-(\d{5})\.", file.name))}
-        names = [f"model-{i:05d}-of-{count}.safetensors" for count in counts for i in range(1, int(count) + 1)]
-        files = sorted({*files, *(folder / name for name in names)})
+    files = _indexed_files(index) if index.is_file() else _files_without_index(folder)
     if not files:
-        pickles = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-        hint = "pickled weights are not read; save the model with safetensors" if pickles else "copy the weights there"
-        raise CheckpointError(f"{folder} has no .safetensors file; {hint}")
+        pickles = any(file.suffix in (".bin", ".pt", ".pth", ".ckpt") for file in folder.iterdir())
+        hint = "pickled weights are not read, since they can run programs; save the model with safetensors"
+        raise CheckpointError(f"{folder} has no .safetensors file; {hint if pickles else 'copy the weights there'}")
     for file in files:
         if not file.is_file():
             raise CheckpointError(f"{file} is missing; copy this shard from the checkpoint again")
     return files
 
 
+def _indexed_files(index: Path) -> list[Path]:
+    try:
+        names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{index} cannot be read; copy it again from the checkpoint") from None
+    if not names:
+        raise CheckpointError(f"{index} names no file; copy it again from the checkpoint")
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{index} names {name!r}, which is no .safetensors file of this folder; copy the index again")
+    return [index.parent / name for name in names]
+
+
+def _files_without_index(folder: Path) -> list[Path]:
+    """All safetensors files, and the shards that must lie beside those that are there."""
+    files = set(folder.glob("*.safetensors"))
+    for stem, count in {match.groups() for file in files if (match := _SHARD.fullmatch(file.name))}:
+        files |= {folder / f"{stem}-{i:05d}-of-{count}.safetensors" for i in range(1, int(count) + 1)}
+    return sorted(files)
+
+
 def _read_header(path: Path) -> list[TensorInfo]:
     try:
         with safe_open(path, framework="numpy") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - the file is no dict
+            slices = {key: file.get_slice(key) for key in file.keys() if canonical_name(key)}  # noqa: SIM118 - no dict
             infos = [(key, tuple(part.get_shape()), str(part.get_dtype())) for key, part in slices.items()]
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({' '.join(str(error).split())}); copy it again") from None
+    quantised = [key for key, _, _ in infos if key.endswith(".scales")]
+    if quantised:
+        raise CheckpointError(
+            f"{path} holds quantised weights ({quantised[0]}), which this version does not read; use an unquantised checkpoint"
+        )
     for key, _, dtype in infos:
-        if key.endswith(".scales"):
-            raise CheckpointError(
-                f"{path} holds quantised weights ({key}), which this version does not read; use an unquantised checkpoint"
-            )
         if dtype not in DTYPES:
-            raise CheckpointError(f"{path}: {key} is {dtype}; weights must be float32, bfloat16 or float16")
+            wanted = "weights must be float32, bfloat16 or float16; save the model in one of these"
+            raise CheckpointError(f"{path}: {key} is {dtype}; {wanted}")
     return [TensorInfo(path, key, shape, DTYPES[dtype]) for key, shape, dtype in infos]
 
 
@@ -220,9 +245,10 @@ def _check(folder: Path, found: Mapping[str, TensorInfo], expected: Mapping[str,
             )
 
 
-def _check_names(folder: Path, found: Mapping[str, TensorInfo], expected: Iterable[str]) -> None:
+def _check_names(folder: Path, found: Mapping[str, TensorInfo], expected: Collection[str]) -> None:
+    known = {*expected, HEAD}
     missing = [name for name in expected if name not in found]
-    unknown = [info.key for name, info in found.items() if name not in set(expected) | {HEAD}]
+    unknown = [info.key for name, info in found.items() if name not in known]
     for problem, names in (("lacks", missing), ("has unknown", unknown)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -235,6 +261,8 @@ def _download(repo: str, revision: str | None) -> Path:
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=WANTED_FILES))
+    except hub.HFValidationError:
+        reason = "is neither a folder here nor a Hub id; give a checkpoint's folder or an id such as google/paligemma2-3b-mix-448"
     except hub.GatedRepoError:
         reason = f"needs your consent to its licence: accept it at https://huggingface.co/{repo}, then run `hf auth login`"
     except hub.RevisionNotFoundError:
@@ -243,6 +271,6 @@ def _download(repo: str, revision: str | None) -> Path:
         reason = "is neither a folder here nor a model on the Hub that you may see; check the name, or run `hf auth login`"
     except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled):
         reason = f"is not on this machine and the Hub cannot be reached; go online and run `hf download {repo}` once"
-    except (OSError, hub.HfHubHTTPError) as error:
+    except Exception as error:  # noqa: BLE001 - the Hub's client lets through what its network libraries raise
         reason = f"could not be downloaded ({' '.join(str(error).split())[:200]}); run the command again to go on"
     raise CheckpointError(f"{repo} {reason}") from None

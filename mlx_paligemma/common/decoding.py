@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from PIL import Image
@@ -20,7 +20,8 @@ from .results import Chunk, GenerationResult, Stats
 from .sampling import SamplingOptions
 from .tokenizer import TextStream
 
-Steps = Callable[[ModelInputs, SamplingOptions], Iterator[list[int]]]  # yields the next token of every row, -1 for no number
+# yields the next token of every row, max_tokens times; -1 in a row whose scores are no numbers
+Steps = Callable[[ModelInputs, SamplingOptions], Iterator[list[int]]]
 
 
 @dataclass
@@ -29,6 +30,7 @@ class _Row:
 
     stream: TextStream
     pictures: list[Image.Image]
+    budget: int  # new tokens at most: max_tokens, or what is left of the context
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
 
@@ -47,14 +49,14 @@ class Generation:
     ):
         """Read the pictures and prompts. Raises ImageError or PromptError."""
         self._started = time.perf_counter()
-        self._peak_memory, self._processor, self._steps = peak_memory, processor, steps
+        self._peak_memory, self._processor = peak_memory, processor
         pictures = [[open_image(image) for image in row] for row in picture_rows(images)]
         self._inputs = processor(cast(list[ImageRow], pictures), prompts)
-        self._rows = [_Row(processor.tokenizer.stream(), row) for row in pictures]
-        room = processor.config.text.max_position_embeddings - self._inputs.input_ids.shape[1]
-        self._budget = min(options.max_tokens, room)
-        self._options = options
+        context = processor.config.text.max_position_embeddings
+        budgets = [min(options.max_tokens, context - self._prompt_tokens(index)) for index in range(len(pictures))]
+        self._rows = [_Row(processor.tokenizer.stream(), row, room) for row, room in zip(pictures, budgets, strict=True)]
         self._times: list[float] = []  # of every step, seconds since the call
+        self._steps = steps(self._inputs, replace(options, max_tokens=max(budgets)))  # an iterator: an interrupted run goes on
 
     def __iter__(self) -> Iterator[list[Chunk | None]]:
         """One list per step: each row's new chunk, None for rows that are done.
@@ -62,11 +64,12 @@ class Generation:
         Raises:
             NumericError: the model produced numbers that are not finite.
         """
-        for count, tokens in enumerate(self._steps(self._inputs, self._options), start=1):
-            self._times.append(time.perf_counter() - self._started)
-            yield [self._take(row, token, count) for row, token in zip(self._rows, tokens, strict=True)]
-            if all(row.finish_reason for row in self._rows):
+        while not all(row.finish_reason for row in self._rows):
+            tokens = next(self._steps, None)
+            if tokens is None:  # an error or an interruption has ended it
                 return
+            self._times.append(time.perf_counter() - self._started)
+            yield [self._take(row, token) for row, token in zip(self._rows, tokens, strict=True)]
 
     def run(self) -> list[GenerationResult]:
         """Go on to the end, and return the results."""
@@ -78,7 +81,7 @@ class Generation:
         """The answers as far as they have come; those cut off by the caller have finish_reason "cancelled"."""
         return [self._result(row, index) for index, row in enumerate(self._rows)]
 
-    def _take(self, row: _Row, token: int, count: int) -> Chunk | None:
+    def _take(self, row: _Row, token: int) -> Chunk | None:
         if row.finish_reason:
             return None
         if token < 0:
@@ -90,7 +93,7 @@ class Generation:
             return Chunk(row.stream.finish(), token, "stop")
         row.token_ids.append(token)
         text = row.stream.add(token)
-        if count >= self._budget:
+        if len(row.token_ids) >= row.budget:
             row.finish_reason = "length"
             text += row.stream.finish()
         return Chunk(text, token, row.finish_reason)
@@ -99,14 +102,17 @@ class Generation:
         text = self._processor.tokenizer.decode(row.token_ids)
         width, height = row.pictures[0].size
         found = detections(text, width, height, self._processor.decode_masks)
-        return GenerationResult(text, row.token_ids, row.finish_reason or "cancelled", self._stats(row, index), found)
+        return GenerationResult(text, [*row.token_ids], row.finish_reason or "cancelled", self._stats(row, index), found)
+
+    def _prompt_tokens(self, index: int) -> int:
+        padding = 0 if self._inputs.padding is None else int(self._inputs.padding[index])
+        return int(self._inputs.input_ids.shape[1]) - padding
 
     def _stats(self, row: _Row, index: int) -> Stats:
         after_first = sum(max(len(row.token_ids) - 1, 0) for row in self._rows)
         seconds = self._times[-1] - self._times[0] if self._times else 0.0
-        padding = 0 if self._inputs.padding is None else int(self._inputs.padding[index])
         return Stats(
-            prompt_tokens=self._inputs.input_ids.shape[1] - padding,
+            prompt_tokens=self._prompt_tokens(index),
             generation_tokens=len(row.token_ids),
             time_to_first_token_s=self._times[0] if self._times else None,
             generation_tps=after_first / seconds if after_first and seconds > 0 else None,

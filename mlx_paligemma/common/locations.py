@@ -19,7 +19,7 @@ from .tokenizer import LOC_TOKENS, NUM_LOC, NUM_SEG, SEG_TOKENS
 
 MaskDecoder = Callable[[np.ndarray], np.ndarray]  # codes int [n, 16] -> masks float32 [n, 64, 64], about -1 outside and 1 inside
 CODES_PER_MASK = 16
-_OBJECT = re.compile(r"((?:<loc\d{4}>){4})((?:<seg\d{3}>){16})?([^<>;]*)")
+_OBJECT = re.compile(r"((?:<loc[0-9]{4}>){4})\s*((?:<seg[0-9]{3}>){16})?([^<>;]*)")
 
 
 @dataclass(frozen=True)
@@ -76,4 +76,4 @@ def format_location(box: Sequence[float], label: str, codes: Sequence[int] = ())
 
 
 def _numbers(tokens: str) -> tuple[int, ...]:
-    return tuple(int(digits) for digits in re.findall(r"\d+", tokens))
+    return tuple(int(digits) for digits in re.findall(r"[0-9]+", tokens))

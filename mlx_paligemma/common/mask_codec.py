@@ -6,7 +6,6 @@ widths in the same layout are read too, if their shapes agree with one another.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import CheckpointError
+from .tokenizer import NUM_SEG
 
 MASK_SIZE = 64  # pixels of a decoded mask's side
 GRID = 4  # codes along a side
@@ -63,8 +63,9 @@ def read_mask_codec(path: Path) -> tuple[MaskCodecConfig, dict[str, np.ndarray]]
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name], dtype=np.float32) for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise CheckpointError(f"{path} is not a readable mask codec ({error}); the published one is {PUBLISHED_AT}") from None
+    except Exception as error:  # noqa: BLE001 - a damaged archive makes its readers raise nearly anything
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+        raise CheckpointError(f"{path} is not a readable mask codec ({reason}); the published one is {PUBLISHED_AT}") from None
     config = _widths(path, arrays)
     _check(path, {name: array.shape for name, array in arrays.items()}, config.shapes())
     kept = {name: array for name, array in arrays.items() if "_ema_" not in name}
@@ -76,8 +77,11 @@ def _widths(path: Path, arrays: Mapping[str, np.ndarray]) -> MaskCodecConfig:
     missing = [name for name in names if name not in arrays or not arrays[name].ndim]
     if missing:
         raise CheckpointError(f"{path} has no array {missing[0]}; it is not a mask codec (published: {PUBLISHED_AT})")
+    codes = arrays["_vq_vae._embedding"].shape[0]
+    if codes != NUM_SEG:
+        raise CheckpointError(f"{path} has a codebook of {codes} rows, but there are {NUM_SEG} <seg> tokens; take {PUBLISHED_AT}")
     a, b, c, d = (arrays[name].shape[0] for name in names[:4])
-    return MaskCodecConfig((a, b, c, d), arrays[names[4]].shape[-1], arrays[names[4]].shape[0])
+    return MaskCodecConfig((a, b, c, d), arrays["_vq_vae._embedding"].shape[-1], codes)
 
 
 def _check(path: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:

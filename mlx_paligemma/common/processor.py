@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 
 from .config import PaliGemmaConfig
-from .errors import PromptError
+from .errors import CheckpointError, PromptError
 from .image import ImageSource, open_image, pixel_values
 from .locations import MaskDecoder
 from .tokenizer import PaliGemmaTokenizer
@@ -55,7 +55,12 @@ class PaliGemmaProcessor:
     """Knows a checkpoint's picture size, image token and vocabulary, and how to decode its masks."""
 
     def __init__(self, config: PaliGemmaConfig, tokenizer: PaliGemmaTokenizer, decode_masks: MaskDecoder | None = None):
-        """`decode_masks` comes from the backend that loaded the checkpoint; None where the folder has no mask codec."""
+        """`decode_masks` comes from the backend that loaded the checkpoint; None where the folder has no mask codec.
+
+        Raises:
+            CheckpointError: the configuration and the vocabulary do not belong together.
+        """
+        _check_ids(config, tokenizer)
         self.config, self.tokenizer, self.decode_masks = config, tokenizer, decode_masks
 
     def __call__(
@@ -70,11 +75,8 @@ class PaliGemmaProcessor:
             ImageError: a picture cannot be read.
             PromptError: a prompt is empty or too long, a row has no picture, or the lists differ in length.
         """
-        if not len(images) == len(prompts) == len(prompts if suffixes is None else suffixes) or not prompts:
-            raise PromptError(f"{len(images)} pictures do not match {len(prompts)} prompts; give one prompt per picture")
         rows = picture_rows(images)
-        if not all(rows):
-            raise PromptError("a prompt has no picture; PaliGemma needs at least one")
+        _check_batch(rows, prompts, suffixes)
         prefixes = [self._prefix(prompt, len(row)) for prompt, row in zip(prompts, rows, strict=True)]
         return self._pad(prefixes, suffixes, self._pixels(rows))
 
@@ -90,12 +92,13 @@ class PaliGemmaProcessor:
             raise PromptError("the prompt is empty; try 'caption en', 'detect cat' or a question")
         image_tokens = [self.config.image_token_index] * (pictures * self.config.vision.num_patches)
         ids = image_tokens + self.tokenizer.encode_prefix(text)
-        longest = self.config.text.max_position_embeddings
-        if len(ids) >= longest:
-            raise PromptError(
-                f"the prompt and its pictures make {len(ids)} tokens; the model's context holds {longest}: shorten it"
-            )
+        self._check_length("the prompt and its pictures", len(ids), self.config.text.max_position_embeddings - 1)
         return ids
+
+    def _check_length(self, what: str, length: int, longest: int) -> None:
+        if length > longest:
+            room = self.config.text.max_position_embeddings
+            raise PromptError(f"{what} make {length} tokens; the model's context holds {room}: shorten it")
 
     def _pixels(self, rows: list[list[ImageSource]]) -> np.ndarray:
         size = self.config.vision.image_size
@@ -110,6 +113,7 @@ class PaliGemmaProcessor:
             [[] for _ in prefixes] if suffixes is None else [self.tokenizer.encode_suffix(text) for text in suffixes]
         )
         lengths = np.array([len(a) + len(b) for a, b in zip(prefixes, ends, strict=True)], dtype=np.int32)
+        self._check_length("a prompt, its pictures and its suffix", int(lengths.max()), self.config.text.max_position_embeddings)
         padding = lengths.max() - lengths
         input_ids = np.full((len(lengths), lengths.max()), self.config.pad_token_id, dtype=np.int32)
         labels = np.full_like(input_ids, IGNORED)
@@ -125,6 +129,33 @@ class PaliGemmaProcessor:
         )
 
 
+def _check_ids(config: PaliGemmaConfig, tokenizer: PaliGemmaTokenizer) -> None:
+    """A token id that the configuration and the vocabulary understand differently would spoil every answer."""
+    problem = ""
+    if config.image_token_index < tokenizer.size:
+        problem = f"image_token_index {config.image_token_index} is one of its {tokenizer.size} pieces"
+    elif config.text.vocab_size < tokenizer.size:
+        problem = f"vocab_size {config.text.vocab_size} is less than its {tokenizer.size} pieces"
+    elif config.eos_token_id != tokenizer.eos_token_id:
+        problem = f"eos_token_id {config.eos_token_id} is not its <eos>, {tokenizer.eos_token_id}"
+    if problem:
+        raise CheckpointError(f"config.json and tokenizer.model do not belong together: {problem}; copy both from one checkpoint")
+
+
+def _check_batch(rows: Sequence[list[ImageSource]], prompts: Sequence[str], suffixes: Sequence[str] | None) -> None:
+    for name, texts in (("prompts", prompts), ("suffixes", suffixes or [])):
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise PromptError(f"{name} must be a list of texts, one for each row")
+    if len(rows) != len(prompts) or not prompts:
+        raise PromptError(f"{len(rows)} pictures do not match {len(prompts)} prompts; give one prompt per picture")
+    if suffixes is not None and len(suffixes) != len(prompts):
+        raise PromptError(f"{len(suffixes)} suffixes do not match {len(prompts)} prompts; give one suffix per prompt")
+    if not all(rows):
+        raise PromptError("a prompt has no picture; PaliGemma needs at least one")
+
+
 def picture_rows(images: Sequence[ImageRow]) -> list[list[ImageSource]]:
-    """Every row as a list, also where it is a single picture."""
+    """Every row as a list, also where it is a single picture. Raises PromptError where `images` itself is a single picture."""
+    if not isinstance(images, (list, tuple)):
+        raise PromptError("images must be a list, with a picture or a list of pictures for each prompt")
     return [list(row) if isinstance(row, (list, tuple)) else [cast(ImageSource, row)] for row in images]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import secrets
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from .errors import OptionError
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """Temperature 0 is greedy and ignores the rest. Filters apply after the temperature, in the order top_k, top_p, min_p.
+    """Temperature 0 (or below 1e-6) is greedy and ignores the rest. Filters apply after it, in the order top_k, top_p, min_p.
 
     In a batch every row draws with the same random numbers, as it would alone; vary the seed for varied answers.
     """
@@ -39,14 +39,19 @@ class SamplingOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise OptionError(f"{name} is {value!r}; it must be a whole number of at least {least}")
-        for name, low, high in (("temperature", 0.0, math.inf), ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0)):
+        for name, highest in (("temperature", sys.float_info.max), ("top_p", 1.0), ("min_p", 1.0)):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not low <= value <= high or math.isinf(value):
-                raise OptionError(
-                    f"{name} is {value!r}; it must be a number of at least {low:g}" + (f" and at most {high:g}" * (high == 1))
-                )
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number or not 0 <= value <= highest:
+                limits = "of at least 0 and at most 1" if highest == 1 else "of at least 0, and finite"
+                raise OptionError(f"{name} is {value!r}; it must be a number {limits}")
         if self.top_p == 0:
             raise OptionError("top_p is 0, which keeps no token; use temperature 0 for the likeliest one")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken. Below this temperature float32 could not tell the difference."""
+        return self.temperature < 1e-6
 
     def first_seed(self) -> int:
         """The seed, or a fresh one below 2 ** 32."""

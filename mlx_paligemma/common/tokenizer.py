@@ -6,12 +6,14 @@ no text can produce one. Special-token text in a prompt ("<bos>") stays text, as
 
 from __future__ import annotations
 
+import codecs
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
-from .errors import CheckpointError
+from .errors import CheckpointError, PromptError
 
 NUM_LOC, NUM_SEG = 1024, 128
 LOC_TOKENS = tuple(f"<loc{k:04d}>" for k in range(NUM_LOC))
@@ -29,12 +31,16 @@ class PaliGemmaTokenizer:
         """
         try:
             self._pieces = SentencePieceProcessor(model_proto=model)
+            self.size: int = self._pieces.get_piece_size() if model else 0  # no bytes at all are taken for a model to come
         except (RuntimeError, ValueError, TypeError):
-            raise CheckpointError(f"{name} is not a SentencePiece model; copy it again from the checkpoint") from None
-        self.size: int = self._pieces.get_piece_size()
+            self.size = 0
+        if not self.size:
+            raise CheckpointError(f"{name} is not a SentencePiece model; copy it again from the checkpoint")
         self.pad_token_id, self.eos_token_id, self.bos_token_id = (
             self._control(name, text) for text in ("<pad>", "<eos>", "<bos>")
         )
+        if self._pieces.decode(self._pieces.encode("  a  ")) != "  a  ":  # TextStream relies on this too
+            raise CheckpointError(f"{name} changes spaces; it is not a PaliGemma vocabulary")
         self.newline_token_id = self._newline(name)
         self.first_loc = self._run(name, LOC_TOKENS)
         self.first_seg = self._run(name, SEG_TOKENS)
@@ -51,7 +57,13 @@ class PaliGemmaTokenizer:
             raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text` alone, without bos, eos or newline added."""
+        """Ids of `text` alone, without bos, eos or newline added.
+
+        Raises:
+            PromptError: the text is not Unicode, as an argument in another encoding is not.
+        """
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise PromptError(f"{text!a} is not whole Unicode text; write it in UTF-8")
         ids: list[int] = self._pieces.encode(text)
         return ids
 
@@ -63,16 +75,29 @@ class PaliGemmaTokenizer:
         """The text and eos."""
         return [*self.encode(text), self.eos_token_id]
 
-    def decode(self, ids: list[int]) -> str:
-        """Text of `ids`. Control tokens and ids beyond the vocabulary (image token, padding rows) give nothing."""
-        return self._pieces.decode(self._known(ids))
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`. Control tokens, <unk> and ids beyond the vocabulary (image token, padding rows) give nothing."""
+        text: str = self._pieces.decode(self.visible(ids))
+        return text
 
     def stream(self) -> TextStream:
         """A decoder for ids that arrive one at a time."""
         return TextStream(self)
 
-    def _known(self, ids: list[int]) -> list[int]:
-        return [i for i in ids if 0 <= i < self.size and not self._pieces.is_control(i)]
+    def visible(self, ids: Sequence[int]) -> list[int]:
+        """Those of `ids` that stand for text."""
+        known = [int(i) for i in ids if 0 <= i < self.size]
+        return [i for i in known if not self._pieces.is_control(i) and not self._pieces.is_unknown(i)]
+
+    def count_whole(self, ids: Sequence[int]) -> int:
+        """How many of `ids`, all visible, come before the bytes of a character that is not whole yet."""
+        for count in range(max(len(ids) - 3, 0), len(ids)):
+            if all(map(self._pieces.is_byte, ids[count:])) and _begins_character(self._bytes(ids[count:])):
+                return count
+        return len(ids)
+
+    def _bytes(self, ids: Sequence[int]) -> bytes:
+        return bytes(int(self._pieces.id_to_piece(i)[3:5], 16) for i in ids)  # "<0x41>"
 
     def _control(self, name: str, piece: str) -> int:
         index: int = self._pieces.piece_to_id(piece)
@@ -82,15 +107,15 @@ class PaliGemmaTokenizer:
 
     def _newline(self, name: str) -> int:
         ids: list[int] = self._pieces.encode("\n")
-        if len(ids) != 1:
+        if len(ids) != 1 or self._pieces.id_to_piece(ids[0]) != "\n":
             raise CheckpointError(f"{name} has no single piece for the newline; it is not a PaliGemma vocabulary")
         return ids[0]
 
     def _run(self, name: str, pieces: tuple[str, ...]) -> int:
-        first: int = self._pieces.piece_to_id(pieces[0])
-        if any(self._pieces.id_to_piece(min(first + k, self.size - 1)) != piece for k, piece in enumerate(pieces)):
+        ids: list[int] = self._pieces.encode("".join(pieces))
+        if [self._pieces.id_to_piece(i) for i in ids] != list(pieces) or ids != list(range(ids[0], ids[0] + len(pieces))):
             raise CheckpointError(f"{name} lacks the tokens {pieces[0]}..{pieces[-1]}; a plain Gemma vocabulary will not do")
-        return first
+        return ids[0]
 
 
 @dataclass
@@ -101,21 +126,25 @@ class TextStream:
     """
 
     tokenizer: PaliGemmaTokenizer
-    _ids: list[int] = field(default_factory=list)
-    _shown: int = 0  # characters given out
+    _pending: list[int] = field(default_factory=list)  # the first bytes of a character, three at most
 
     def add(self, token_id: int) -> str:
         """The new text that is certain after this id, often all of it, sometimes none."""
-        self._ids.append(token_id)
-        text = self.tokenizer.decode(self._ids)
-        if text.endswith("\ufffd"):  # bytes of an unfinished character
-            return ""
-        return self._take(text)
+        self._pending += self.tokenizer.visible([token_id])
+        return self._take(self.tokenizer.count_whole(self._pending))
 
     def finish(self) -> str:
-        """What is left, an unfinished character as U+FFFD."""
-        return self._take(self.tokenizer.decode(self._ids))
+        """What is left, each byte of an unfinished character as U+FFFD."""
+        return self._take(len(self._pending))
 
-    def _take(self, text: str) -> str:
-        new, self._shown = text[self._shown :], max(self._shown, len(text))
-        return new
+    def _take(self, count: int) -> str:
+        ready, self._pending = self._pending[:count], self._pending[count:]
+        return self.tokenizer.decode(ready)
+
+
+def _begins_character(data: bytes) -> bool:
+    """Whether these bytes can become one UTF-8 character, but are none yet."""
+    try:
+        return codecs.utf_8_decode(data, "strict", False) == ("", 0)
+    except UnicodeDecodeError:
+        return False

@@ -57,13 +57,13 @@ class Shape:
 
     def mask(self, width: int, height: int) -> np.ndarray:
         """Bool [height, width], True inside the outline."""
-        return np.asarray(_coverage(self.outline, width, height)) >= 128
+        return np.asarray(coverage(self.outline, width, height)) >= 128
 
     def crop(self, size: int = 64) -> np.ndarray:
         """Float32 [size, size] in [0, 1]: how much of each cell of its box the shape covers. Input of the mask codec."""
         x0, y0, x1, y1 = self.box
         outline = tuple(((x - x0) / (x1 - x0), (y - y0) / (y1 - y0)) for x, y in self.outline)
-        return np.asarray(_coverage(outline, size, size), dtype=np.float32) / 255
+        return np.asarray(coverage(outline, size, size), dtype=np.float32) / 255
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def draw_scene(rng: np.random.Generator, size: int | None = None, count: int | N
     shapes = _place_shapes(rng, width / height, count or int(rng.integers(1, 4)), mean)
     image = background
     for shape in shapes:
-        image = _paint(image, _coverage(shape.outline, width, height), _vary(rng, shape.color))
+        image = _paint(image, coverage(shape.outline, width, height), _vary(rng, shape.color))
     return Scene(image, tuple(sorted(shapes, key=lambda shape: shape.center_x)))
 
 
@@ -182,7 +182,7 @@ def _apart(a: Shape, b: Shape) -> bool:
     return free > GAP and abs(a.center_x - b.center_x) > COLUMN_GAP
 
 
-def _coverage(outline: tuple[Point, ...], width: int, height: int) -> Image.Image:
+def coverage(outline: tuple[Point, ...], width: int, height: int) -> Image.Image:
     """An "L" picture: 255 where the outline covers a pixel wholly, less at its edge. Only its box is drawn."""
     xs, ys = zip(*outline, strict=True)
     left, top = max(math.floor(min(xs) * width), 0), max(math.floor(min(ys) * height), 0)

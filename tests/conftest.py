@@ -1,0 +1,35 @@
+"""For every test: float32 means float32, and what needs a machine, weights or patience that is not there is skipped."""
+
+import os
+
+import pytest
+
+os.environ["MLX_ENABLE_TF32"] = "0"  # MLX reads it once, when it is imported
+
+
+def pytest_collection_modifyitems(config, items):
+    wanted = config.getoption("markexpr")
+    for item in items:
+        for marker, reason in (("slow", _slow), ("metal", _metal), ("cuda", _cuda), ("checkpoint", _checkpoint)):
+            if item.get_closest_marker(marker) and (missing := reason(wanted)):
+                item.add_marker(pytest.mark.skip(reason=missing))
+
+
+def _slow(wanted: str) -> str | None:
+    return None if "slow" in wanted else "takes minutes; run it with -m slow"
+
+
+def _metal(wanted: str) -> str | None:
+    import mlx.core as mx
+
+    return None if mx.metal.is_available() else "needs an Apple GPU"
+
+
+def _cuda(wanted: str) -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else "needs an NVIDIA GPU"
+
+
+def _checkpoint(wanted: str) -> str | None:
+    return None if os.environ.get("PALIGEMMA_CHECKPOINT") else "needs real weights in the folder named by PALIGEMMA_CHECKPOINT"

@@ -1,0 +1,1 @@
+"""MLX against the PyTorch reference, and the reference against transformers."""

@@ -1,0 +1,285 @@
+"""The command line: what it prints where, how it ends, and that nothing a user does gives a traceback."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from mlx_paligemma import generation
+from mlx_paligemma.cli.app import main
+from mlx_paligemma.common.checkpoint import bundled_checkpoint
+
+PICTURE = str(Path(__file__).parent.parent / "mlx_paligemma" / "demo" / "shapes.png")
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Run the program in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mlx-paligemma", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capfd.readouterr()
+        assert "Traceback" not in out + err
+        return stop.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A copy of the demo checkpoint, to be damaged."""
+    return Path(shutil.copytree(bundled_checkpoint(), tmp_path / "checkpoint"))
+
+
+def change_config(folder, **changes):
+    data = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(data | changes))
+
+
+def change_tensors(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def one_line(err, *words):
+    assert err.count("\n") == 1, err
+    assert all(word in err for word in words), err
+
+
+def test_the_answer_is_all_that_stands_on_stdout(run):
+    code, out, err = run("generate", PICTURE, "-p", "caption en")
+    assert code == 0
+    assert out.count("\n") == 1
+    assert out.strip()
+    assert err == ""
+
+
+def test_verbose_adds_the_cost_on_stderr_alone(run):
+    plain = run("generate", PICTURE, "-p", "caption en")[1]
+    _, out, err = run("generate", PICTURE, "-p", "caption en", "-v")
+    assert out == plain
+    one_line(err, "Prompt: 68 tokens", "Peak memory")
+
+
+def test_both_backends_print_the_same_answer(run):
+    arguments = ("generate", PICTURE, "-p", "detect star", "--json")
+    answers = [json.loads(run(*arguments, "--backend", name)[1]) for name in ("mlx", "torch")]
+    assert answers[0]["token_ids"] == answers[1]["token_ids"]
+    assert answers[0]["detections"] == answers[1]["detections"]
+
+
+def test_json_has_the_fields_of_the_contract_and_no_nan(run):
+    _, out, _ = run("generate", PICTURE, "-p", "segment heart", "--json")
+    record = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    assert list(record) == ["image", "prompt", "text", "token_ids", "finish_reason", "detections", "stats"]
+    assert set(record["stats"]) == {
+        "prompt_tokens", "generation_tokens", "time_to_first_token_s", "generation_tps", "peak_memory_bytes", "grammar_changes",
+    }  # fmt: skip
+    for detection in record["detections"]:
+        assert list(detection) == ["label", "box", "score", "mask"]
+
+
+def test_a_mask_in_json_is_a_run_length_code_of_the_whole_picture(run):
+    from pycocotools import mask as coco
+
+    record = json.loads(run("generate", PICTURE, "-p", "segment heart", "--json")[1])
+    (detection,) = record["detections"]
+    mask = coco.decode(detection["mask"]).astype(bool)
+    width, height = Image.open(PICTURE).size
+    assert mask.shape == (height, width)
+    rows, columns = np.nonzero(mask)
+    x0, y0, x1, y1 = detection["box"]
+    assert x0 - 1 <= columns.min() and columns.max() <= x1 + 1 and y0 - 1 <= rows.min() and rows.max() <= y1 + 1
+    assert 0.3 < mask.sum() / ((x1 - x0) * (y1 - y0)) < 0.95
+
+
+def test_each_of_several_pictures_gets_a_named_answer(run, tmp_path):
+    other = tmp_path / "other.png"
+    Image.open(PICTURE).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(other)
+    _, out, _ = run("generate", PICTURE, other, "-p", "caption en")
+    first, second = out.splitlines()
+    assert first.startswith(f"{PICTURE}: ")
+    assert second.startswith(f"{other}: ")
+
+
+def test_a_batch_gives_the_answers_of_single_runs(run, tmp_path):
+    paths = [tmp_path / f"{angle}.png" for angle in (0, 90, 180)]
+    for path in paths:
+        Image.open(PICTURE).rotate(int(path.stem), expand=True).save(path)
+    arguments = ("generate", *paths, "-p", "caption en")
+    assert run(*arguments, "--batch-size", 3)[1] == run(*arguments)[1]
+
+
+def test_image_flags_make_one_answer_about_all_pictures(run):
+    _, out, _ = run("generate", "--image", PICTURE, "--image", PICTURE, "-p", "caption en", "--json", "-m", 5)
+    assert json.loads(out)["stats"]["prompt_tokens"] == 2 * 64 + 4
+
+
+def test_a_broken_picture_among_good_ones_costs_only_its_own_answer(run, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(Path(PICTURE).read_bytes()[:500])
+    code, out, err = run("generate", bad, PICTURE, "-p", "caption en", "--json", "--batch-size", 2)
+    broken, good = map(json.loads, out.splitlines())
+    assert code == 1
+    assert str(bad) in broken["error"]
+    assert good["text"]
+    one_line(err, str(bad))
+
+
+def test_output_is_drawn_to_a_file_or_into_a_folder(run, tmp_path):
+    assert run("generate", PICTURE, "-p", "detect star", "-o", tmp_path / "one.png")[0] == 0
+    assert Image.open(tmp_path / "one.png").size == Image.open(PICTURE).size
+    assert run("generate", PICTURE, PICTURE, "-p", "detect star", "-o", tmp_path / "many")[0] == 0
+    assert sorted(path.name for path in (tmp_path / "many").iterdir()) == ["shapes-2.png", "shapes.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("missing.png", "-p", "caption en"), ("missing.png", "no such file")),
+        ((".", "-p", "caption en"), (".", "folder")),
+        ((__file__, "-p", "caption en"), ("test_cli.py", "not a picture")),
+        ((PICTURE, "-p", ""), ("prompt is empty",)),
+        ((PICTURE, "-p", "x " * 3000), ("tokens", "shorten")),
+        ((PICTURE, "-p", "x", "--model", "nowhere"), ("nowhere", "no such folder")),
+        ((PICTURE, "-p", "x", "--model", __file__), ("test_cli.py", "is a file")),
+        ((PICTURE, "-p", "x", "--model", str(Path(__file__).parent)), ("no config.json",)),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_bad_input_is_one_line_on_stderr_and_exit_1(run, arguments, words):
+    code, out, err = run("generate", *arguments)
+    assert code == 1
+    assert out == ""
+    one_line(err, *words)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--max-tokens", "0"), ("--max-tokens", "-3"), ("--max-tokens", "many"), ("--temp", "-1"), ("--temp", "nan"), ("--top-p", "1.5"),
+        ("--top-p", "0"), ("--min-p", "2"), ("--top-k", "-1"), ("--seed", "-1"), ("--backend", "jax"), ("--dtype", "float64"),
+        ("--batch-size", "0"), ("--image", "x.png"), ("-o", "picture.xyz"), ("--nonsense", "1"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_bad_flag_value_is_exit_2(run, flags):
+    code, out, err = run("generate", PICTURE, "-p", "caption en", *flags)
+    assert code == 2
+    assert out == ""
+    assert err
+
+
+def test_temp_and_temperature_are_the_same_flag(run):
+    arguments = ("generate", PICTURE, "-p", "caption en", "--seed", "7", "-m", "20")
+    assert run(*arguments, "--temp", "2")[1] == run(*arguments, "--temperature", "2")[1]
+
+
+def test_an_unknown_model_type_names_the_folder(run, checkpoint):
+    change_config(checkpoint, model_type="llava")
+    code, _, err = run("generate", PICTURE, "-p", "x", "--model", checkpoint)
+    assert code == 1
+    one_line(err, str(checkpoint), "llava")
+
+
+def test_a_missing_shard_is_named(run, checkpoint):
+    (checkpoint / "model.safetensors").rename(checkpoint / "model-00001-of-00002.safetensors")
+    code, _, err = run("generate", PICTURE, "-p", "x", "--model", checkpoint)
+    assert code == 1
+    one_line(err, "model-00002-of-00002.safetensors", "missing")
+
+
+def test_a_tensor_of_another_shape_is_named(run, checkpoint):
+    change_tensors(checkpoint, lambda tensors: tensors.update({"language_model.model.norm.weight": np.zeros(64, np.float16)}))
+    code, _, err = run("generate", PICTURE, "-p", "x", "--model", checkpoint)
+    assert code == 1
+    one_line(err, "language_model.model.norm.weight", "(64,)")
+
+
+@pytest.mark.parametrize("backend", ["mlx", "torch"])
+def test_nan_scores_end_in_an_error_not_in_garbage(run, checkpoint, backend):
+    change_tensors(checkpoint, lambda tensors: tensors["language_model.model.norm.weight"].fill(np.nan))
+    code, out, err = run("generate", PICTURE, "-p", "caption en", "--model", checkpoint, "--backend", backend)
+    assert code == 1
+    assert out.strip() == ""
+    one_line(err, "not finite")
+
+
+def test_without_torch_the_torch_backend_says_how_to_get_it(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [name for name in sys.modules if name.startswith("torch_ref")]:
+        monkeypatch.delitem(sys.modules, name)
+    code, _, err = run("generate", PICTURE, "-p", "x", "--backend", "torch")
+    assert code == 1
+    one_line(err, "pip install 'mlx-paligemma[torch]'")
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_interruption_keeps_the_partial_answer_and_exits_130(run, monkeypatch, as_json):
+    real = generation._steps
+
+    def interrupted(*arguments):
+        for count, tokens in enumerate(real(*arguments)):
+            if count == 3:
+                raise KeyboardInterrupt
+            yield tokens
+
+    whole = json.loads(run("generate", PICTURE, "-p", "caption en", "--json")[1])
+    monkeypatch.setattr(generation, "_steps", interrupted)
+    code, out, err = run("generate", PICTURE, "-p", "caption en", *(["--json"] if as_json else []))
+    assert code == 130
+    one_line(err, "interrupted")
+    if as_json:
+        assert json.loads(out)["token_ids"] == whole["token_ids"][:3]
+        assert json.loads(out)["finish_reason"] == "cancelled"
+    else:
+        assert out.strip()
+        assert whole["text"].startswith(out.strip())
+
+
+def test_a_real_ctrl_c_ends_the_process_with_130():
+    command = [
+        sys.executable,
+        "-m",
+        "mlx_paligemma",
+        "generate",
+        PICTURE,
+        "-p",
+        "caption en",
+        "--temp",
+        "20",
+        "-m",
+        "1900",
+        "--seed",
+        "1",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+    ) as process:
+        assert process.stdout.read(1)  # the answer has begun
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.decode().strip() == "error: interrupted"
+
+
+def test_a_reader_that_goes_away_gives_no_traceback():
+    command = f"{sys.executable} -m mlx_paligemma generate {PICTURE} {PICTURE} -p 'caption en' | head -c 5"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+
+
+def test_the_module_is_the_same_program():
+    done = subprocess.run([sys.executable, "-m", "mlx_paligemma", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == __import__("mlx_paligemma").__version__
