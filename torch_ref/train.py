@@ -106,6 +106,7 @@ def train(
     while step < options.steps:
         chosen = list(islice(stream, options.batch_size))
         if len(chosen) < options.batch_size:
+            _save(folder, model, loss, optimizer, step)
             break
         _set_rate(optimizer, options, step)
         value = loss(model, collate(processor, chosen, options.length_groups), step)
