@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Mapping
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -38,6 +39,7 @@ OURS = ("vision_tower.", "multi_modal_projector.", "language_model.", "lm_head."
 Tensors = dict[str, torch.Tensor]
 
 
+@cache
 def vocabulary(pieces: tuple[str, ...] = PIECES, **settings) -> bytes:
     """A SentencePiece model with Gemma's settings, save for those changed."""
     model = pb.ModelProto()
@@ -69,11 +71,13 @@ def tokenizer() -> PaliGemmaTokenizer:
     return PaliGemmaTokenizer(vocabulary())
 
 
-def config_json(model_type: str = "gemma", text: Mapping = {}, vision: Mapping = {}, **top) -> dict:  # noqa: B006 - not changed
+def config_json(model_type: str = "gemma", text: Mapping = {}, vision: Mapping = {}, **top) -> dict:
     """A config.json: 28 pixels, 4 image tokens, two layers of everything."""
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = sizes | {"model_type": model_type, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": ROWS} | dict(text)
-    vision = sizes | {"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14} | dict(vision)
+    vision = (
+        sizes | {"model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14, "vision_use_head": False} | dict(vision)
+    )
     return {"model_type": "paligemma", "text_config": text, "vision_config": vision, "projection_dim": 16,
             "image_token_index": IMAGE_TOKEN} | top  # fmt: skip
 
@@ -83,7 +87,7 @@ def config(**changes) -> PaliGemmaConfig:
 
 
 def tensors(data: Mapping | None = None, head: bool = False, dtype: torch.dtype = torch.float32) -> Tensors:
-    """Random weights by our names, in PyTorch layout."""
+    """Random weights by our names, in PyTorch layout. The head differs from the embedding."""
     rng = np.random.default_rng(0)
     shapes = expected_shapes(PaliGemmaConfig.from_dict(data or config_json()))
     shapes |= {HEAD: shapes[EMBEDDING]} if head else {}
@@ -97,7 +101,13 @@ def in_layout(name: str, layout: str) -> str:
 
 
 def write(
-    folder: Path, weights: Tensors | None = None, *, data: Mapping | None = None, layout: str = "hub", shards: int = 1, index: bool = True
+    folder: Path,
+    weights: Tensors | None = None,
+    *,
+    data: Mapping | None = None,
+    layout: str = "hub",
+    shards: int = 1,
+    index: bool = True,
 ) -> Path:
     """A checkpoint folder, complete with its vocabulary; `index` matters where there is more than one shard."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -144,6 +144,16 @@ def test_output_is_drawn_to_a_file_or_into_a_folder(run, tmp_path):
     assert sorted(path.name for path in (tmp_path / "many").iterdir()) == ["shapes-2.png", "shapes.png"]
 
 
+def test_output_never_overwrites_an_input(run, tmp_path):
+    picture = Path(shutil.copy(PICTURE, tmp_path / "mine.png"))
+    before = picture.read_bytes()
+    for place in (picture, tmp_path):
+        code, _, err = run("generate", picture, "-p", "detect star", "-o", place)
+        assert code == 2
+        one_line(err, "overwrite", "mine.png")
+    assert picture.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -249,21 +259,8 @@ def test_an_interruption_keeps_the_partial_answer_and_exits_130(run, monkeypatch
 
 
 def test_a_real_ctrl_c_ends_the_process_with_130():
-    command = [
-        sys.executable,
-        "-m",
-        "mlx_paligemma",
-        "generate",
-        PICTURE,
-        "-p",
-        "caption en",
-        "--temp",
-        "20",
-        "-m",
-        "1900",
-        "--seed",
-        "1",
-    ]
+    flags = ["--temp", "20", "--max-tokens", "1900", "--seed", "1"]  # a long answer of nonsense
+    command = [sys.executable, "-m", "mlx_paligemma", "generate", PICTURE, "-p", "caption en", *flags]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"}
     ) as process:

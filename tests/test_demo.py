@@ -40,7 +40,6 @@ def test_forty_fresh_scenes_are_answered_as_well_as_the_model_card_says(backend)
         return module.batch_generate(model, processor, list(pictures), prompts, max_tokens=120)
 
     scores = {name: score.mean for name, score in measure(answer, scenes=40).items()}
-    print({name: round(value, 3) for name, value in scores.items()})
     slack = 0.05  # two wrong answers in forty: the floors are for 300 scenes
     assert not {name: value for name, value in scores.items() if value < FLOORS[name] - slack}
 

@@ -23,12 +23,20 @@ def backend(request):
 
 def picture_in_every_form():
     image = Image.open(PICTURE)
-    return {"path": PICTURE, "text": str(PICTURE), "PIL": image, "array": np.asarray(image), "file": io.BytesIO(PICTURE.read_bytes())}
+    return {
+        "path": PICTURE,
+        "text": str(PICTURE),
+        "PIL": image,
+        "array": np.asarray(image),
+        "file": io.BytesIO(PICTURE.read_bytes()),
+    }
 
 
 def test_a_picture_may_come_in_any_form(backend):
     module, model, processor = backend
-    answers = {name: module.generate(model, processor, source, "caption en").text for name, source in picture_in_every_form().items()}
+    answers = {
+        name: module.generate(model, processor, source, "caption en").text for name, source in picture_in_every_form().items()
+    }
     assert len(set(answers.values())) == 1, answers
 
 

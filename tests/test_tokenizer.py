@@ -209,7 +209,7 @@ def test_a_vocabulary_that_is_not_paligemmas_is_refused_in_one_line_with_its_nam
 
 
 def test_a_folder_without_a_vocabulary_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="has no tokenizer.model; copy it there") as error:
+    with pytest.raises(CheckpointError, match=r"has no tokenizer\.model; copy it there") as error:
         PaliGemmaTokenizer.from_folder(tmp_path)
     assert str(tmp_path) in str(error.value)
 

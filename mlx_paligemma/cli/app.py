@@ -18,6 +18,11 @@ FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130  # exit codes
 
 def main() -> None:
     """Entry point of the program."""
+    with reporting():
+        _app()(prog_name="mlx-paligemma")
+
+
+def _app() -> typer.Typer:
     from .generate import generate
 
     app = typer.Typer(
@@ -28,8 +33,7 @@ def main() -> None:
     )
     app.callback()(_root)
     app.command()(generate)
-    with reporting():
-        app(prog_name="mlx-paligemma")
+    return app
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,11 +18,12 @@ from PIL import Image
 from ..backends import Backend, open_backend
 from ..common.decoding import Generation
 from ..common.draw import draw_detections
-from ..common.errors import ImageError, OptionError, PaliGemmaError
+from ..common.errors import ImageError, PaliGemmaError
 from ..common.image import open_image
 from ..common.results import Detection, GenerationResult, Stats
 from ..common.sampling import SamplingOptions
 from .app import FAILED, reporting
+from .picture_writer import PictureWriter
 
 
 class BackendName(StrEnum):
@@ -81,7 +82,7 @@ def generate(  # noqa: PLR0913, PLR0917 - a command has many flags
     with reporting():
         options = SamplingOptions(max_tokens, temperature, top_p, top_k, min_p, seed)
         jobs = [Job(name, (name,)) for name in images or []] or [Job(", ".join(image or []), tuple(image or []))]
-        writer = None if output is None else PictureWriter(output, [job.name for job in jobs])
+        writer = None if output is None else PictureWriter(output, [source for job in jobs for source in job.sources], len(jobs))
         opened = open_backend(backend.value)
         network, processor = opened.load(model, dtype=dtype.value if dtype else None, revision=revision)
         printer = Printer(as_json, verbose, prefix=len(jobs) > 1, streams=len(jobs) == 1, prompt=prompt, writer=writer)
@@ -152,39 +153,6 @@ class Printer:
         if self.as_json:
             print(json.dumps({"image": job.name, "prompt": self.prompt, "error": str(error)}, ensure_ascii=False), flush=True)
         print(f"error: {error}", file=sys.stderr)
-
-
-class PictureWriter:
-    """Where drawn pictures go: one file, or a folder with a PNG per input."""
-
-    def __init__(self, output: Path, names: Sequence[str]):
-        """Raises OptionError if the place cannot take all pictures."""
-        Image.init()
-        self.folder = None if output.suffix.lower() in Image.EXTENSION and not output.is_dir() else output
-        self.file = output
-        if self.folder is None and len(names) > 1:
-            raise OptionError(f"-o {output} is one file, but there are {len(names)} pictures; give a folder")
-        if self.folder is not None and output.suffix and not output.is_dir():
-            raise OptionError(f"-o {output}: {output.suffix} is no picture format that can be written; try .png, or give a folder")
-        (output.parent if self.folder is None else output).mkdir(parents=True, exist_ok=True)
-        self._used: set[Path] = set()
-
-    def write(self, name: str, picture: Image.Image) -> Path:
-        """Save a picture under the input's name; never over one of the same run."""
-        path = self.file
-        if self.folder is not None:
-            stem = Path(name.split("?", maxsplit=1)[0]).stem or "picture"
-            path = next(p for p in self._candidates(self.folder, stem) if p not in self._used)
-        self._used.add(path)
-        picture.save(path)
-        return path
-
-    def _candidates(self, folder: Path, stem: str) -> Iterator[Path]:
-        yield folder / f"{stem}.png"
-        number = 2
-        while True:
-            yield folder / f"{stem}-{number}.png"
-            number += 1
 
 
 def as_record(job: Job, prompt: str, result: GenerationResult) -> dict[str, Any]:

@@ -6,6 +6,7 @@ of the same name the same arguments, so an error shows at the module that makes 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -16,6 +17,7 @@ import mlx.core as mx
 import mlx.nn
 import numpy as np
 import torch
+from checkpoints import IMAGE_TOKEN
 from torch import nn
 
 from mlx_paligemma.common.processor import ModelInputs
@@ -25,6 +27,9 @@ from torch_ref import kv_cache as torch_kv_cache
 from torch_ref.generation import as_torch
 from torch_ref.mask_decoder import ResidualBlock
 
+from .batches import random_inputs, tokens
+from .tiny_models import Pair
+
 # One module in float32 on equal inputs: only the order of summation differs, measured at 1e-6 and below. Planted faults
 # start at 1e-5 (an epsilon). Relative to the largest reference value.
 MODULE_LIMIT = 5e-6
@@ -33,6 +38,7 @@ LOGITS_LIMIT = 1e-5
 # Logits closer than this may swap places between backends (DESIGN.md 3).
 TIE = 1e-4
 
+WHOLE = ("", "prefill", "decode")  # calls that are the whole model, pixels or tokens to logits
 METHODS = ("embed", "encode_images", "logits", "prefill", "decode", "encode", "nearest")  # what does work outside a module's call
 CHANNELS_FIRST = (nn.Conv2d, nn.ConvTranspose2d, nn.ReLU, ResidualBlock)  # PyTorch's layout of pictures; MLX has channels last
 
@@ -57,7 +63,7 @@ class Difference:
 
     @property
     def fails(self) -> bool:
-        return not self.relative_error <= MODULE_LIMIT  # NaN fails
+        return not self.relative_error <= (LOGITS_LIMIT if self.name in WHOLE else MODULE_LIMIT)  # NaN fails
 
 
 def record(model: nn.Module, run: Callable[[], Any]) -> list[Call]:
@@ -69,16 +75,20 @@ def record(model: nn.Module, run: Callable[[], Any]) -> list[Call]:
 
 
 def compare(calls: list[Call], model: mlx.nn.Module) -> list[Difference]:
-    """Each of the MLX model's modules on the recorded arguments, in the order of `calls`."""
-    modules = dict(model.named_modules())
+    """Each of the MLX model's modules on the recorded arguments, worst call of each, in the order of `calls`."""
     found: dict[str, Difference] = {}
-    for call in calls:
-        output = np.array(_resolve(modules, call.name)(*deepcopy(call.arguments), **deepcopy(call.named)))
-        error = relative_error(output, call.output)
-        if call.name in found:
-            error = max(error, found[call.name].relative_error, key=lambda value: (np.isnan(value), value))
-        found[call.name] = Difference(call.name, found[call.name].shape if call.name in found else call.output.shape, error)
+    for difference in compare_each(calls, model):
+        found[difference.name] = worst([found.get(difference.name, difference), difference])
     return list(found.values())
+
+
+def compare_each(calls: list[Call], model: mlx.nn.Module) -> Iterator[Difference]:
+    """The same call by call."""
+    modules = dict(model.named_modules())
+    for call in calls:
+        arguments, named = _fresh(call.arguments), _fresh(call.named)
+        output = np.array(_resolve(modules, call.name)(*arguments, **named))
+        yield Difference(call.name, call.output.shape, relative_error(output, call.output))
 
 
 def blamed(differences: list[Difference]) -> str | None:
@@ -87,14 +97,61 @@ def blamed(differences: list[Difference]) -> str | None:
 
 
 def worst(differences: list[Difference]) -> Difference:
-    """The module with the largest error."""
-    return max(differences, key=lambda difference: difference.relative_error)
+    """The module with the largest error; NaN is the largest."""
+    return max(differences, key=lambda difference: (np.isnan(difference.relative_error), difference.relative_error))
 
 
 def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
     """The largest difference by the largest reference value."""
     assert value.shape == reference.shape
     return float(np.abs(value.astype(np.float64) - reference).max() / np.abs(reference).max())
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Everything at once: three rows of unlike lengths, one of them with two pictures; then the same prompts decoded."""
+
+    inputs: ModelInputs  # with a suffix
+    prompts: ModelInputs  # without
+    suffix: np.ndarray  # int [3, 7]
+    chunks: tuple[int, ...] = (1, 1, 4, 1)
+
+    @classmethod
+    def of(cls, pair: Pair) -> Scenario:
+        inputs = random_inputs(pair.config, (12, 9, 5), (9, 4, 12), (1, 2, 1))
+        prompts = random_inputs(pair.config, (12, 9, 5), None, (1, 2, 1))
+        return cls(inputs, prompts, np.random.default_rng(1).integers(3, IMAGE_TOKEN, (3, 7)))
+
+    def calls(self, pair: Pair) -> list[Call]:
+        def run():
+            pair.reference(**as_torch(self.inputs))
+            torch_decoded(pair.reference, self.prompts, self.suffix, list(self.chunks))
+
+        return record(pair.reference, run)
+
+    def logits_error(self, pair: Pair, model) -> float:
+        """The larger of the errors of the forward pass and of decoding, over all tokens that are not padding."""
+        real = tokens(self.inputs)
+        forward = relative_error(mlx_logits(model, self.inputs)[real], torch_logits(pair.reference, self.inputs)[real])
+        run = (self.prompts, self.suffix, list(self.chunks))
+        decoded = relative_error(mlx_decoded(model, *run), torch_decoded(pair.reference, *run))
+        return max(forward, decoded, key=lambda value: (np.isnan(value), value))
+
+
+def parity_table(pairs: dict[int, Pair]) -> str:
+    """For the README: the worst module and the logits, for both generations."""
+    lines = ["| model | modules | worst module | its error | logits error |", "|---|---|---|---|---|"]
+    for generation, pair in pairs.items():
+        scenario = Scenario.of(pair)
+        parts = [part for part in compare(scenario.calls(pair), pair.model) if part.name not in WHOLE]
+        top, logits = worst(parts), scenario.logits_error(pair, pair.model)
+        lines.append(f"| PaliGemma {generation} | {len(parts)} | `{top.name}` | {top.relative_error:.1e} | {logits:.1e} |")
+    return "\n".join(lines)
+
+
+def report(text: str) -> None:
+    """A line that pytest shows with -s."""
+    sys.stdout.write(f"\n{text}")
 
 
 def torch_logits(model: nn.Module, inputs: ModelInputs) -> np.ndarray:
@@ -183,6 +240,18 @@ def _resolve(modules: dict[str, mlx.nn.Module], name: str) -> Callable[..., mx.a
         return modules[name]
     path, _, method = name.rpartition(".")
     return getattr(modules[path], method)
+
+
+def _fresh(value: Any) -> Any:
+    """The same arguments, with caches that may be written to."""
+    match value:
+        case tuple():
+            return tuple(_fresh(item) for item in value)
+        case dict():
+            return {key: _fresh(item) for key, item in value.items()}
+        case mlx_kv_cache.LayerCache() | mlx_kv_cache.KVCache():
+            return deepcopy(value)
+    return value
 
 
 def _as_mlx(value: Any, channels_first: bool = False) -> Any:

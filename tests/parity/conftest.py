@@ -18,7 +18,8 @@ def one_thread():
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory) -> dict[int, Pair]:
     """PaliGemma 1 (one key-value head) and PaliGemma 2 (two, soft caps, a window of 8)."""
-    return {generation: write_pair(tmp_path_factory.mktemp("tiny") / str(generation), config_json(generation)) for generation in (1, 2)}
+    folder = tmp_path_factory.mktemp("tiny")
+    return {generation: write_pair(folder / str(generation), config_json(generation)) for generation in (1, 2)}
 
 
 @pytest.fixture(params=[1, 2], ids=["paligemma", "paligemma2"])

@@ -1,31 +1,19 @@
-"""From pixels and tokens to logits: MLX equals the reference at every position, and both obey PaliGemma's rules of who sees whom."""
+"""From pixels and tokens to logits: MLX equals the reference at every position, and both obey the rules of who sees whom."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from checkpoints import IMAGE_TOKEN
 
 from mlx_paligemma.common.processor import ModelInputs
 
-from .compare import LOGITS_LIMIT, mlx_decoded, mlx_logits, relative_error, torch_decoded, torch_logits
-from .tiny_models import IMAGE_TOKEN, Pair, config_json, random_inputs, write_pair
+from .batches import BATCHES, random_inputs, random_suffix, tokens, with_suffix
+from .compare import LOGITS_LIMIT, mlx_decoded, mlx_logits, relative_error, report, torch_decoded, torch_logits
+from .tiny_models import Pair, config_json, write_pair
 
 # What a rule forbids to change may differ by rounding, what it must change differs by far more than that.
 VISIBLE = 1000 * LOGITS_LIMIT
-
-BATCHES = {
-    "one row": ((7,), None, ()),
-    "one row with a suffix": ((7,), (6,), ()),
-    "a prompt shorter than the window": ((2,), None, ()),
-    "rows of one length": ((6, 6), (4, 4), ()),
-    "three rows of unlike lengths": ((12, 9, 5), None, ()),
-    "three rows of unlike lengths with suffixes": ((12, 9, 5), (9, 4, 12), ()),
-    "rows whose suffixes alone differ": ((6, 6, 6), (1, 5, 3), ()),
-    "two pictures per row": ((5, 5), None, (2, 2)),
-    "one, three and two pictures": ((8, 3, 6), None, (1, 3, 2)),
-    "one, three and two pictures with suffixes": ((8, 3, 6), (5, 9, 2), (1, 3, 2)),
-    "a suffix much longer than the window": ((4, 8), (40, 33), ()),
-}
 
 
 @pytest.fixture(params=["mlx", "torch"])
@@ -41,21 +29,6 @@ def decoded(pair: Pair, inputs: ModelInputs, suffix: np.ndarray, chunks: list[in
     if backend == "mlx":
         return mlx_decoded(pair.model, inputs, suffix, chunks)
     return torch_decoded(pair.reference, inputs, suffix, chunks)
-
-
-def tokens(inputs: ModelInputs) -> np.ndarray:
-    """bool [B, L], True where there is no padding."""
-    return inputs.attention_mask.astype(bool)
-
-
-def with_suffix(inputs: ModelInputs, suffix: np.ndarray) -> ModelInputs:
-    """The same prompts followed by the tokens [B, T]."""
-    lengths = inputs.attention_mask.sum(1).astype(np.int32)
-    return replace(inputs, input_ids=np.concatenate([inputs.input_ids, suffix], axis=1), prefix_length=lengths)
-
-
-def random_suffix(rows: int, length: int) -> np.ndarray:
-    return np.random.default_rng(5).integers(3, IMAGE_TOKEN, (rows, length)).astype(np.int32)
 
 
 def change(pair: Pair, inputs: ModelInputs, changed: ModelInputs, backend: str) -> np.ndarray:
@@ -78,7 +51,7 @@ def test_mlx_gives_the_references_logits_at_every_position(pair, batch):
     inputs = random_inputs(pair.config, prefixes, suffixes, pictures)
     real = tokens(inputs)
     error = relative_error(mlx_logits(pair.model, inputs)[real], torch_logits(pair.reference, inputs)[real])
-    print(f"\n{batch}: {error:.1e}")
+    report(f"{batch}: {error:.1e}")
     assert error <= LOGITS_LIMIT
 
 
@@ -90,7 +63,7 @@ def test_64_decoded_tokens_equal_the_forward_pass_over_them(pair, backend, prefi
     whole = with_suffix(prompts, suffix)
     reference = torch_logits(pair.reference, whole)[:, -65:]
     error = relative_error(decoded(pair, prompts, suffix, chunks, backend), reference)
-    print(f"\n{error:.1e}")
+    report(f"{error:.1e}")
     assert error <= LOGITS_LIMIT
 
 

@@ -12,12 +12,11 @@ from mlx_paligemma import batch_generate, generate, stream_generate
 from mlx_paligemma.common.processor import ModelInputs
 from torch_ref.generation import as_torch
 
-from .compare import TIE
-from .test_transformers import PROMPTS, arguments, original, picture, transformers
+from .compare import TIE, report
+from .originals import PICTURES, PROMPTS, arguments, original, transformers
 from .tiny_models import Pair
 
 LENGTH = 40  # far beyond the window of 8
-PICTURES = [[picture(0)], [picture(1), picture(2)], [picture(3)]]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,7 @@ def assert_same_tokens(pair: Pair, row: int, found: list[int], wanted: list[int]
         return
     place = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted)))
     gap = gap_after(pair, row, wanted[:place])
-    print(f"\nrow {row} differs first at token {place}, where the gap is {gap:.1e}")
+    report(f"row {row} differs first at token {place}, where the gap is {gap:.1e}")
     assert gap < TIE, f"token {place} of {found} and {wanted}: the two best logits are {gap:.1e} apart"
 
 
@@ -52,7 +51,7 @@ def gap_after(pair: Pair, row: int, tokens: list[int]) -> float:
 
 
 def test_the_answers_are_long_and_varied(answers, generation):
-    assert all(len(set(answer)) >= 10 for answer in answers[generation])
+    assert min(len(set(answer)) for answer in answers[generation]) >= 10
     assert len({tuple(answer) for answer in answers[generation]}) == len(PROMPTS)
 
 

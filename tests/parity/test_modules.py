@@ -3,23 +3,32 @@
 Run with -s for the table of the README: the worst module, and the logits.
 """
 
-from dataclasses import dataclass
-
 import mlx.core as mx
 import numpy as np
 import pytest
 import torch
+from checkpoints import IMAGE_TOKEN
 
 from mlx_paligemma.common.processor import ModelInputs
 from torch_ref.generation import as_torch
 
+from .batches import random_inputs
 from .compare import (
-    LOGITS_LIMIT, MODULE_LIMIT, Call, Difference, blamed, compare, mlx_decoded, mlx_logits, record, relative_error, torch_decoded,
-    torch_logits, worst,
-)  # fmt: skip
-from .tiny_models import IMAGE_TOKEN, Pair, config_json, random_inputs, write_pair
+    LOGITS_LIMIT,
+    MODULE_LIMIT,
+    Difference,
+    Scenario,
+    blamed,
+    compare,
+    parity_table,
+    record,
+    relative_error,
+    report,
+    torch_logits,
+    worst,
+)
+from .tiny_models import Pair, config_json, write_pair
 
-WHOLE = ("", "prefill", "decode")  # calls that are the whole model
 # A constant added to all scores of a query leaves its attention as it is, so no logit depends on these.
 NO_EFFECT = "self_attn.k_proj.bias"
 
@@ -30,51 +39,11 @@ VARIANTS = {
     "PaliGemma 2 with one key-value head": (2, {"num_key_value_heads": 1}),
     "PaliGemma 2 with a key-value head for each query head": (2, {"num_key_value_heads": 4}),
     "PaliGemma 2 with heads of 128, as in 28B": (2, {"head_dim": 128, "num_hidden_layers": 2}),
-    "PaliGemma 2 without caps and window": (2, {"attn_logit_softcapping": None, "final_logit_softcapping": None, "sliding_window": None}),
+    "PaliGemma 2 without caps and window": (
+        2, {"attn_logit_softcapping": None, "final_logit_softcapping": None, "sliding_window": None}
+    ),
     "PaliGemma 2 that slides in its last layers": (2, {"layer_types": ["full_attention"] * 2 + ["sliding_attention"] * 2}),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """Everything at once: three rows of unlike lengths, one of them with two pictures; then the same prompts decoded."""
-
-    inputs: ModelInputs  # with a suffix
-    prompts: ModelInputs  # without
-    suffix: np.ndarray  # int [3, 7]
-    chunks: tuple[int, ...] = (1, 1, 4, 1)
-
-    @classmethod
-    def of(cls, pair: Pair) -> "Scenario":
-        inputs = random_inputs(pair.config, (12, 9, 5), (9, 4, 12), (1, 2, 1))
-        prompts = random_inputs(pair.config, (12, 9, 5), None, (1, 2, 1))
-        return cls(inputs, prompts, np.random.default_rng(1).integers(3, IMAGE_TOKEN, (3, 7)))
-
-    def calls(self, pair: Pair) -> list[Call]:
-        def run():
-            pair.reference(**as_torch(self.inputs))
-            torch_decoded(pair.reference, self.prompts, self.suffix, list(self.chunks))
-
-        return record(pair.reference, run)
-
-    def logits_error(self, pair: Pair, model) -> float:
-        """The larger of the errors of the forward pass and of decoding, over all tokens that are not padding."""
-        real = self.inputs.attention_mask.astype(bool)
-        forward = relative_error(mlx_logits(model, self.inputs)[real], torch_logits(pair.reference, self.inputs)[real])
-        run = (self.prompts, self.suffix, list(self.chunks))
-        decoded = relative_error(mlx_decoded(model, *run), torch_decoded(pair.reference, *run))
-        return max(forward, decoded, key=lambda value: (np.isnan(value), value))
-
-
-def parity_table(pairs: dict[int, Pair]) -> str:
-    """For the README: the worst module and the logits, for both generations."""
-    lines = ["| model | modules | worst module | its error | logits error |", "|---|---|---|---|---|"]
-    for generation, pair in pairs.items():
-        scenario = Scenario.of(pair)
-        parts = [part for part in compare(scenario.calls(pair), pair.model) if part.name not in WHOLE]
-        top, logits = worst(parts), scenario.logits_error(pair, pair.model)
-        lines.append(f"| PaliGemma {generation} | {len(parts)} | `{top.name}` | {top.relative_error:.1e} | {logits:.1e} |")
-    return "\n".join(lines)
 
 
 def assert_equal(pair: Pair) -> list[Difference]:
@@ -91,7 +60,7 @@ def test_every_module_equals_the_reference_on_the_same_input(pair):
 
 def test_the_parity_table_stays_within_the_limits(pairs):
     table = parity_table(pairs)
-    print("\n" + table)
+    report(table)
     for line in table.splitlines()[2:]:
         module, logits = (float(cell) for cell in line.split("|")[4:6])
         assert module <= MODULE_LIMIT and logits <= LOGITS_LIMIT
@@ -128,7 +97,7 @@ def test_modules_of_published_width_equal_the_reference(generation, text, tmp_pa
     pair = write_pair(tmp_path, config)
     tensors = as_torch(random_inputs(pair.config, (2,), (2,)))
     differences = compare(record(pair.reference, lambda: pair.reference(**tensors)), pair.model)
-    print(f"\n{worst(differences)}")
+    report(str(worst(differences)))
     assert worst(differences).relative_error <= 5e-5  # sums of thousands of products instead of dozens (DESIGN.md 2)
 
 
