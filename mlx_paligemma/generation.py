@@ -91,8 +91,7 @@ def _next_tokens(logits: mx.array, options: SamplingOptions, key: mx.array) -> m
     scores = logits[:, -1]
     finite = mx.isfinite(scores).all(axis=-1)
     if not options.is_greedy:
-        scores = scores.astype(mx.float32)
-        scores = _filtered((scores - scores.max(axis=-1, keepdims=True)) / options.temperature, options)
+        scores = _filtered(scores.astype(mx.float32) / options.temperature, options)
         scores = scores + mx.random.gumbel(scores.shape[-1:], key=key)
     return mx.where(finite, mx.argmax(scores, axis=-1).astype(mx.int32), -1)
 

@@ -178,9 +178,9 @@ def test_bad_input_is_one_line_on_stderr_and_exit_1(run, arguments, words):
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--max-tokens", "0"), ("--max-tokens", "-3"), ("--max-tokens", "many"), ("--temp", "-1"), ("--temp", "nan"), ("--top-p", "1.5"),
-        ("--top-p", "0"), ("--min-p", "2"), ("--top-k", "-1"), ("--seed", "-1"), ("--backend", "jax"), ("--dtype", "float64"),
-        ("--batch-size", "0"), ("--image", "x.png"), ("-o", "picture.xyz"), ("--nonsense", "1"),
+        ("--max-tokens", "0"), ("--max-tokens", "-3"), ("--max-tokens", "many"), ("--temp", "-1"), ("--temp", "nan"),
+        ("--top-p", "1.5"), ("--top-p", "0"), ("--min-p", "2"), ("--top-k", "-1"), ("--seed", "-1"), ("--backend", "jax"),
+        ("--dtype", "float64"), ("--batch-size", "0"), ("--image", "x.png"), ("-o", "picture.xyz"), ("--nonsense", "1"),
     ],
     ids=" ".join,
 )  # fmt: skip

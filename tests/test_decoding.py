@@ -5,9 +5,11 @@ The model is a script here: a list of tokens for each row.
 
 import numpy as np
 import pytest
-from checkpoints import BYTES, IMAGE_TOKEN, PIECES, config, tokenizer
+from checkpoints import BYTES, IMAGE_TOKEN, PIECES, config, config_json, tensors, tokenizer, write
 from PIL import Image
 
+import mlx_paligemma
+import torch_ref
 from mlx_paligemma.common import decoding
 from mlx_paligemma.common.decoding import Generation
 from mlx_paligemma.common.errors import NumericError, OptionError, PromptError
@@ -126,7 +128,7 @@ def test_tokens_without_text_are_kept_as_ids():
 
 def test_scores_that_are_no_numbers_are_an_error_that_says_what_to_try():
     generation = start(Script([*CAT, -1]))
-    with pytest.raises(NumericError, match="not finite .* try --dtype float32") as error:
+    with pytest.raises(NumericError, match=r"not finite .* try --dtype float32") as error:
         generation.run()
     assert "\n" not in str(error.value)
     (result,) = generation.results()
@@ -165,15 +167,16 @@ def test_an_interruption_keeps_what_was_said_before():
 
 
 def test_a_generation_that_is_left_can_go_on_where_it_was():
-    script = Script([*CAT, *DOG, EOS])
+    ids = [*CAT, *DOG, *EMOJI]
+    script = Script([*ids, EOS])
     generation = start(script)
     next(iter(generation))
     next(iter(generation))
     early = generation.results()[0]
     (result,) = generation.run()
-    assert (result.token_ids, result.finish_reason) == (CAT + DOG, "stop")
-    assert script.steps == len(CAT) + len(DOG) + 1
-    assert early.token_ids == (CAT + DOG)[:2]  # a result is a value: it does not grow
+    assert (result.token_ids, result.finish_reason) == (ids, "stop")
+    assert script.steps == len(ids) + 1
+    assert early.token_ids == ids[:2]  # a result is a value: it does not grow
 
 
 def test_asking_again_after_the_end_gives_the_same_answer():
@@ -232,3 +235,14 @@ def test_pictures_are_opened_once_and_before_anything_is_computed(tmp_path):
 def test_a_wrong_option_is_refused_before_pictures_are_opened():
     with pytest.raises(OptionError):
         start(Script(CAT), images=["nothing.png"], max_tokens=0)
+
+
+@pytest.mark.parametrize("package", [mlx_paligemma, torch_ref], ids=["mlx", "torch"])
+def test_both_models_use_the_whole_context_of_every_row(tmp_path, package):
+    data = config_json(text={"max_position_embeddings": 20})
+    model, processor = package.load(write(tmp_path, tensors(data), data=data))
+    prompts = ["ocr", "detect cat ; dog"]
+    alone = [package.generate(model, processor, PICTURE, prompt) for prompt in prompts]
+    assert [result.stats.prompt_tokens + result.stats.generation_tokens for result in alone] == [20, 20]
+    together = package.batch_generate(model, processor, [PICTURE, PICTURE], prompts)
+    assert [result.token_ids for result in together] == [result.token_ids for result in alone]

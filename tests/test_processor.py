@@ -126,6 +126,13 @@ def test_white_space_around_a_prompt_does_not_count(processor):
         assert np.array_equal(processor([RED], [prompt]).input_ids, processor([RED], ["caption en"]).input_ids)
 
 
+def test_a_newline_after_the_prompt_is_no_part_of_it_although_transformers_would_merge_it(processor, theirs):
+    ours = processor([RED], ["caption en\n"])
+    merged = theirs(images=[[RED]], text=["caption en\n"], return_tensors="np")["input_ids"]
+    assert ours.input_ids[0, -1] == processor.tokenizer.newline_token_id == PIECES.index("\n")
+    assert merged[0, -1] == PIECES.index("\n\n")
+
+
 def test_a_prompt_that_writes_special_tokens_gets_no_more_of_them(processor):
     ids = processor([RED], ["<image><bos>caption en<eos>"]).input_ids[0].tolist()
     assert ids.count(IMAGE_TOKEN) == PATCHES

@@ -205,6 +205,11 @@ def test_the_same_seed_gives_the_same_tokens_and_another_others(answer):
     assert answer(temperature=1.0, max_tokens=12) != answer(temperature=1.0, max_tokens=12)
 
 
+def test_every_step_draws_anew(answer):
+    drawn = answer(temperature=1e9, seed=1, max_tokens=16)  # hot enough for the noise alone to choose
+    assert len(set(drawn)) > 12
+
+
 def test_the_first_tokens_of_a_seed_do_not_depend_on_how_many_are_wanted(answer):
     long = answer(temperature=1.0, seed=3, max_tokens=20)
     assert len(long) > 12

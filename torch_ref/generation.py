@@ -90,8 +90,7 @@ def _next_tokens(logits: Tensor, options: SamplingOptions, noise: torch.Generato
     scores = logits[:, -1]
     finite = scores.isfinite().all(-1)
     if not options.is_greedy:
-        scores = scores.float()
-        scores = _filtered((scores - scores.max(-1, keepdim=True).values) / options.temperature, options)
+        scores = _filtered(scores.float() / options.temperature, options)
         uniform = torch.rand(scores.shape[-1:], generator=noise, device=scores.device)
         scores = scores - torch.log(-torch.log(uniform.clamp(min=1e-30)))
     return torch.where(finite, scores.argmax(-1), -1)

@@ -34,8 +34,9 @@ def codec(codecs, request):
 
 
 def masks(count: int) -> np.ndarray:
-    """float32 [count, 64, 64, 1] in [0, 1]: soft noise, everywhere different."""
-    return np.random.default_rng(2).uniform(0, 1, (count, 64, 64, 1)).astype(np.float32)
+    """float32 [count, 64, 64, 1] in [0, 1]: squares of 8 pixels, so that a part of 16 does not average out."""
+    squares = np.random.default_rng(2).uniform(0, 1, (count, 8, 8, 1)).astype(np.float32)
+    return squares.repeat(8, axis=1).repeat(8, axis=2)
 
 
 def all_codes(config: MaskCodecConfig) -> np.ndarray:
@@ -80,15 +81,15 @@ def test_both_backends_decode_every_code_to_the_same_mask(codec):
 
 
 def test_both_backends_encode_masks_to_the_same_codes(codec):
-    config, _, reference, model = codec
+    _, _, reference, model = codec
     wanted = reference.encode(torch.from_numpy(masks(8))).numpy()
     assert np.array_equal(np.array(model.encode(mx.array(masks(8)))), wanted)
-    assert wanted.shape == (8, 16) and len(np.unique(wanted)) > config.num_codes // 4
+    assert wanted.shape == (8, 16) and len(np.unique(wanted)) >= 10
 
 
 def test_codes_lie_on_the_grid_row_by_row(codec):
     """A code's own 16 x 16 pixels move most; the convolutions carry some of it to its neighbours."""
-    config, _, reference, model = codec
+    _, _, reference, model = codec
     codes = np.zeros((1, 16), dtype=np.int32)
     changed = codes.copy()
     changed[0, 6] = 1  # second row, third column
@@ -102,7 +103,7 @@ def test_codes_lie_on_the_grid_row_by_row(codec):
 
 @pytest.mark.parametrize("layer", ["decoder.4", "encoder.2", "decoder.2.net.2"])
 def test_a_kernel_in_the_wrong_order_is_found_and_blamed(codecs, layer):
-    config, path, _, _ = codecs["tiny"]
+    _, path, _, _ = codecs["tiny"]
     model = mlx_weights.load_mask_codec(path)
     module = dict(model.named_modules())[layer]
     module.weight = module.weight[:, ::-1] if layer != "decoder.2.net.2" else module.weight.transpose(0, 2, 1, 3)
