@@ -312,7 +312,7 @@ def test_a_model_that_was_downloaded_before_is_found_without_the_hub(monkeypatch
     cached = tmp_path / "hub" / "models--org--name"
     snapshot = write(cached / "snapshots" / "0123456789", shards=2)
     (cached / "blobs").mkdir()
-    for count, file in enumerate(snapshot.iterdir()):  # the Hub's cache holds links
+    for count, file in enumerate(list(snapshot.iterdir())):  # the Hub's cache holds links
         file.symlink_to(file.rename(cached / "blobs" / str(count)))
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("0123456789")
