@@ -10,7 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .common.checkpoint import EMBEDDING, HEAD, PATCHES, Checkpoint, check_dtype, find_folder, read_checkpoint
+from .common.checkpoint import EMBEDDING, HEAD, PATCHES, Checkpoint, check_dtype, read_checkpoint
+from .common.hub import find_folder
 from .common.locations import MaskDecoder
 from .common.mask_codec import FILE_NAME, read_mask_codec
 from .common.processor import PaliGemmaProcessor

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from mlx_paligemma import generation
 from mlx_paligemma.cli.app import main
-from mlx_paligemma.common.checkpoint import bundled_checkpoint
+from mlx_paligemma.common.hub import bundled_checkpoint
 
 PICTURE = str(Path(__file__).parent.parent / "mlx_paligemma" / "demo" / "shapes.png")
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import torch_ref
-from mlx_paligemma.common.checkpoint import bundled_checkpoint
+from mlx_paligemma.common.hub import bundled_checkpoint
 from mlx_paligemma.demo.questions import ask
 from mlx_paligemma.demo.scenes import draw_scene
 from torch_ref.train import TrainOptions, collate, suffix_logits, suffix_loss, train

@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from mlx_paligemma.common.checkpoint import EMBEDDING, HEAD, PATCHES, Checkpoint, check_dtype, find_folder, read_checkpoint
+from mlx_paligemma.common.checkpoint import EMBEDDING, HEAD, PATCHES, Checkpoint, check_dtype, read_checkpoint
+from mlx_paligemma.common.hub import find_folder
 from mlx_paligemma.common.locations import MaskDecoder
 from mlx_paligemma.common.mask_codec import FILE_NAME, read_mask_codec
 from mlx_paligemma.common.processor import PaliGemmaProcessor
