@@ -28,7 +28,7 @@ from mlx_paligemma.common.image import pixel_values
 from mlx_paligemma.common.mask_codec import FILE_NAME, read_mask_codec
 from mlx_paligemma.common.processor import PaliGemmaProcessor
 from mlx_paligemma.common.tokenizer import NUM_LOC, PaliGemmaTokenizer
-from mlx_paligemma.demo.questions import Question, ask
+from mlx_paligemma.demo.questions import LOCATING_WEIGHTS, SHAPE_SCENE_WEIGHTS, Question, ask
 from mlx_paligemma.demo.scenes import Scene, Shape, draw_scene
 from torch_ref.mask_decoder import MaskCodec
 from torch_ref.paligemma import PaliGemma
@@ -36,6 +36,7 @@ from torch_ref.train import TrainOptions, train
 
 SEED = 20261122
 QUESTIONS_PER_SCENE = 4
+LOCATING_FROM = 40_000  # from this scene of the joint training on, more questions are about places, the hardest to learn
 WHITENING_FLOOR = 0.1  # variance below which a direction counts as noise
 VISION = {
     "model_type": "siglip_vision_model", "hidden_size": 160, "intermediate_size": 640, "num_hidden_layers": 4,
@@ -89,8 +90,9 @@ class SceneExamples:
             rng = np.random.default_rng([self.seed, number])
             scene = draw_scene(rng)
             codes = SceneCodes(self.codec, scene)
+            weights = SHAPE_SCENE_WEIGHTS if number < LOCATING_FROM else LOCATING_WEIGHTS
             for _ in range(self.per_scene):
-                yield DemoExample(scene, ask(scene, rng, codes))
+                yield DemoExample(scene, ask(scene, rng, codes, weights=weights))
             number += 1
 
 
@@ -170,7 +172,7 @@ def main(
     runs: Annotated[Path, typer.Option(help="Folder for the state of the training.")] = Path("runs/demo"),
     out: Annotated[Path, typer.Option(help="Folder for the finished checkpoint.")] = Path("mlx_paligemma/demo/checkpoint"),
     vision_steps: Annotated[int, typer.Option(help="Steps of 32 pictures for the vision tower alone.")] = 2600,
-    joint_steps: Annotated[int, typer.Option(help="Steps of 16 pictures and 64 questions for the whole model.")] = 3500,
+    joint_steps: Annotated[int, typer.Option(help="Steps of 16 pictures and 64 questions for the whole model.")] = 4200,
 ) -> None:
     """Train the demo checkpoint, or go on training it."""
     torch.set_num_threads(2)

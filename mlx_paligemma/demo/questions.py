@@ -14,6 +14,7 @@ MaskCodes = Callable[[Shape], Sequence[int]]  # the 16 codes of a shape's mask
 MULTIPLE = {kind: ("crosses" if kind == "cross" else f"{kind}s") for kind in KINDS}
 TASKS = ("caption", "color", "shape", "count", "count kind", "yes/no", "detect", "segment", "ocr")
 SHAPE_SCENE_WEIGHTS = (0.16, 0.1, 0.1, 0.08, 0.08, 0.1, 0.2, 0.16, 0.02)
+LOCATING_WEIGHTS = (0.16, 0.05, 0.05, 0.08, 0.1, 0.06, 0.34, 0.14, 0.02)  # for the later part of a training
 NUMBER_SCENE_WEIGHTS = (0.25, 0.03, 0.03, 0.04, 0.02, 0.03, 0.08, 0.02, 0.5)
 
 
@@ -27,10 +28,16 @@ class Question:
     located: tuple[Shape, ...] = ()
 
 
-def ask(scene: Scene, rng: np.random.Generator, mask_codes: MaskCodes, task: str | None = None) -> Question:
-    """A random question about the scene, of the task given or of any."""
+def ask(
+    scene: Scene,
+    rng: np.random.Generator,
+    mask_codes: MaskCodes,
+    task: str | None = None,
+    weights: Sequence[float] = SHAPE_SCENE_WEIGHTS,
+) -> Question:
+    """A random question about the scene, of the task given or of any; `weights` say how often a scene of shapes gets which."""
     if task is None:
-        weights = NUMBER_SCENE_WEIGHTS if scene.number else SHAPE_SCENE_WEIGHTS
+        weights = NUMBER_SCENE_WEIGHTS if scene.number else weights
         task = str(rng.choice(TASKS, p=weights))
     if task in ("detect", "segment"):
         return _locate(task, scene, rng, mask_codes)

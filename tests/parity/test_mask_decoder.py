@@ -87,6 +87,63 @@ def test_both_backends_encode_masks_to_the_same_codes(codec):
     assert wanted.shape == (8, 16) and len(np.unique(wanted)) >= 10
 
 
+def test_both_backends_are_the_network_that_the_paper_and_the_file_describe(codec):
+    """Written a third time, in NumPy, from SPEC E.3 and under the names of the file."""
+    config, path, reference, model = codec
+    with np.load(path) as file:
+        arrays = {name: file[name].astype(np.float64) for name in file.files}
+    codes, pictures = all_codes(config)[:2], masks(2)
+    wanted = np.stack([decoded(arrays, row) for row in codes])
+    assert relative_error(reference.decode(torch.from_numpy(codes)).numpy()[..., 0], wanted) <= MODULE_LIMIT
+    assert relative_error(np.array(model.decode(mx.array(codes)))[..., 0], wanted) <= MODULE_LIMIT
+    expected = np.stack([encoded(arrays, picture[..., 0]) for picture in pictures])
+    assert np.array_equal(reference.encode(torch.from_numpy(pictures)).numpy(), expected)
+
+
+def decoded(arrays: dict[str, np.ndarray], codes: np.ndarray) -> np.ndarray:
+    """Codes [16] -> mask [64, 64]."""
+    x = arrays["_vq_vae._embedding"][codes].T.reshape(-1, 4, 4)
+    x = np.maximum(convolved(arrays, "decoder.0", x), 0)
+    x = residual(arrays, "decoder.3", residual(arrays, "decoder.2", x))
+    for layer in ("decoder.4", "decoder.6", "decoder.8", "decoder.10"):
+        x = np.maximum(enlarged(arrays, layer, x), 0)
+    return convolved(arrays, "decoder.12", x)[0]
+
+
+def encoded(arrays: dict[str, np.ndarray], mask: np.ndarray) -> np.ndarray:
+    """Mask [64, 64] -> codes [16]."""
+    x = 2 * mask[None].astype(np.float64) - 1
+    for layer in ("encoder.0", "encoder.2", "encoder.4", "encoder.6"):
+        x = np.maximum(convolved(arrays, layer, x, stride=2, padding=1), 0)
+    x = residual(arrays, "encoder.9", residual(arrays, "encoder.8", x))
+    x = convolved(arrays, "encoder.10", x).reshape(-1, 16)
+    return np.square(x.T[:, None] - arrays["_vq_vae._embedding"]).sum(-1).argmin(-1)
+
+
+def residual(arrays: dict[str, np.ndarray], name: str, x: np.ndarray) -> np.ndarray:
+    inner = np.maximum(convolved(arrays, f"{name}.net.0", x, padding=1), 0)
+    inner = np.maximum(convolved(arrays, f"{name}.net.2", inner, padding=1), 0)
+    return x + convolved(arrays, f"{name}.net.4", inner)
+
+
+def convolved(arrays: dict[str, np.ndarray], name: str, x: np.ndarray, stride: int = 1, padding: int = 0) -> np.ndarray:
+    kernel, bias = arrays[f"{name}.weight"], arrays[f"{name}.bias"]
+    padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[2:], axis=(1, 2))[:, ::stride, ::stride]
+    return np.tensordot(kernel, windows, axes=([1, 2, 3], [0, 3, 4])) + bias[:, None, None]
+
+
+def enlarged(arrays: dict[str, np.ndarray], name: str, x: np.ndarray) -> np.ndarray:
+    """The transposed convolution of 4 x 4, stride 2 and padding 1: every pixel paints a square, and squares overlap."""
+    kernel, bias = arrays[f"{name}.weight"], arrays[f"{name}.bias"]
+    side = 2 * x.shape[1]
+    out = np.zeros((kernel.shape[1], side + 2, side + 2))
+    for row in range(4):
+        for column in range(4):
+            out[:, row : row + side : 2, column : column + side : 2] += np.tensordot(kernel[:, :, row, column].T, x, axes=1)
+    return out[:, 1:-1, 1:-1] + bias[:, None, None]
+
+
 def test_codes_lie_on_the_grid_row_by_row(codec):
     """A code's own 16 x 16 pixels move most; the convolutions carry some of it to its neighbours."""
     _, _, reference, model = codec
