@@ -79,7 +79,7 @@ def test_a_head_is_known_under_any_prefix(prefix):
 
 
 def test_the_released_sizes_have_as_many_tensors_as_the_published_files():
-    def count(model_type, layers):  # SPEC F.1
+    def count(model_type, layers):
         text = {"model_type": model_type, "hidden_size": 2048, "intermediate_size": 9, "num_hidden_layers": layers}
         return len(expected_shapes(PaliGemmaConfig.from_dict({"model_type": "paligemma", "text_config": text})))
 

@@ -1,6 +1,6 @@
 """A config.json means what the released checkpoints mean by it, whatever it leaves out, and a wrong one is named in one line.
 
-The files are those of SPEC F.3: the keys that the published ones hold, and no others.
+The files are those of the hub: the keys that the published ones hold, and no others.
 """
 
 import json
@@ -66,7 +66,7 @@ def read(data: dict, path: str):
     return config
 
 
-DEFAULTS = [  # a row of SPEC F.3 each: file, keys left out, path in our config, value that must be there
+DEFAULTS = [  # file, keys left out, path in our config, value that must be there
     ("vision image_size", pg1, ["vision_config.image_size"], "vision.image_size", 224),
     ("vision patch_size", pg1, ["vision_config.patch_size"], "vision.patch_size", 14),
     ("vision intermediate_size", pg1, ["vision_config.intermediate_size"], "vision.intermediate_size", 4304),

@@ -1,4 +1,4 @@
-"""Who may import whom (DESIGN.md 1), and what the MLX path keeps clear of, read from the sources."""
+"""Who may import whom, and what the MLX path keeps clear of, read from the sources."""
 
 import ast
 import re

@@ -30,7 +30,7 @@ def without(*names):
 def test_the_published_file_has_49_arrays_and_8_479_556_bytes():
     shapes = MaskCodecConfig().shapes()
     assert len(shapes) == 49
-    assert len(npz({name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()})) == 8_479_556  # SPEC E.3
+    assert len(npz({name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()})) == 8_479_556
 
 
 def test_a_codec_of_any_width_is_read_under_our_names(tmp_path):

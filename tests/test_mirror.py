@@ -1,4 +1,4 @@
-"""The two backends are one network written twice: each line of the mirror contract (DESIGN.md 2), read from the sources."""
+"""The two backends are one network written twice: each line of the mirror contract, read from the sources."""
 
 import ast
 import inspect

@@ -1,4 +1,4 @@
-"""The prompts are those that the released models were trained on (SPEC C.4)."""
+"""The prompts are those that the released models were trained on."""
 
 from mlx_paligemma.common import prompt
 

@@ -16,7 +16,7 @@ from mlx_paligemma.common.tokenizer import LOC_TOKENS, SEG_TOKENS, PaliGemmaToke
 ROOT = Path(__file__).parent.parent
 REAL = ROOT / "runs" / "vocabulary" / "tokenizer.model"
 FIRST_BYTE = PIECES.index(BYTES[0])
-IDS_OF_THE_RELEASED_VOCABULARY = {  # SPEC C.1
+IDS_OF_THE_RELEASED_VOCABULARY = {  # checked against Google's tokenizer
     "caption en\n": [21209, 659, 108],
     "cap en\n": [5549, 659, 108],
     "describe en\n": [15019, 659, 108],

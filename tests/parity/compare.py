@@ -35,7 +35,7 @@ from .tiny_models import Pair
 MODULE_LIMIT = 5e-6
 # From pixels to logits the roundings of all modules add up, measured at 4e-6 and below.
 LOGITS_LIMIT = 1e-5
-# Logits closer than this may swap places between backends (DESIGN.md 3).
+# Logits closer than this may swap places between backends.
 TIE = 1e-4
 
 WHOLE = ("", "prefill", "decode")  # calls that are the whole model, pixels or tokens to logits

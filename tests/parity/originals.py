@@ -1,7 +1,7 @@
 """transformers' own PaliGemma as the third network: loading it, and handing it our batches.
 
 token_type_ids and attention_mask are always given and attention is eager: without them transformers' result depends on the
-attention implementation, and Gemma 2 becomes causal in its prefix (SPEC B.5).
+attention implementation, and Gemma 2 becomes causal in its prefix.
 """
 
 from __future__ import annotations

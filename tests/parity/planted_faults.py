@@ -1,6 +1,6 @@
 """Errors that ports of PaliGemma have had or could have, each planted into an MLX model with one change.
 
-Many are real: those of mlx-vlm and of early transformers are listed in FIELD.md 2.1, 2.2 and SPEC B.10.
+Many are real: earlier ports and early versions of transformers had them.
 """
 
 from __future__ import annotations

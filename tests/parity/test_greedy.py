@@ -1,6 +1,6 @@
 """Greedy answers of the tiny models: MLX, the reference and transformers choose the same tokens, alone and in a batch.
 
-Equality is that of DESIGN.md 3: the same tokens, or a first difference where the two best logits nearly tie.
+Equal means the same tokens, or a first difference where the two best logits nearly tie.
 """
 
 import numpy as np

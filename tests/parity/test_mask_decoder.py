@@ -13,7 +13,7 @@ from .compare import MODULE_LIMIT, blamed, compare, compare_each, record, relati
 from .tiny_models import write_mask_codec
 
 CONFIGS = {"tiny": MaskCodecConfig((4, 6, 8, 10), embedding_dim=12), "published": MaskCodecConfig()}
-SIZES = {"tiny": None, "published": 8_479_556}  # bytes of the file (SPEC E.3)
+SIZES = {"tiny": None, "published": 8_479_556}  # bytes of the file
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_both_backends_encode_masks_to_the_same_codes(codec):
 
 
 def test_both_backends_are_the_network_that_the_paper_and_the_file_describe(codec):
-    """Written a third time, in NumPy, from SPEC E.3 and under the names of the file."""
+    """Written a third time, in NumPy, from the description of the layers and under the names of the file."""
     config, path, reference, model = codec
     with np.load(path) as file:
         arrays = {name: file[name].astype(np.float64) for name in file.files}

@@ -98,7 +98,7 @@ def test_modules_of_published_width_equal_the_reference(generation, text, tmp_pa
     tensors = as_torch(random_inputs(pair.config, (2,), (2,)))
     differences = compare(record(pair.reference, lambda: pair.reference(**tensors)), pair.model)
     report(str(worst(differences)))
-    assert worst(differences).relative_error <= 5e-5  # sums of thousands of products instead of dozens (DESIGN.md 2)
+    assert worst(differences).relative_error <= 5e-5  # sums of thousands of products instead of dozens
 
 
 def test_a_text_row_is_the_table_row_times_the_root_of_the_width(pair):
