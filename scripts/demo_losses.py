@@ -11,11 +11,12 @@ from mlx_paligemma.common.config import PaliGemmaConfig
 from mlx_paligemma.common.tokenizer import NUM_LOC, PaliGemmaTokenizer
 from mlx_paligemma.demo.scenes import COLORS, DIGITS, KINDS, Scene, coverage
 from torch_ref.paligemma import PaliGemma
-from torch_ref.train import Batch, suffix_logits
+from torch_ref.train import Batch, BatchPart, suffix_logits
 
 THINGS = KINDS + DIGITS  # what a patch can show, 0 being the background
 FINE = 7  # cells along a patch, for the outlines
 WIDE, NARROW = 8.0, 2.0  # bins: spread of the soft loc targets at the start and at the end
+SILENCE_WEIGHT = 0.15  # of "nothing there": it competes with single bins, over which the soft targets spread
 DENSE_WEIGHT = 0.5  # of the patch loss in joint training
 
 
@@ -56,6 +57,7 @@ class JointLoss(nn.Module):
         super().__init__()
         self.vision = VisionLoss(config)
         self.first_loc, self.steps = tokenizer.first_loc, steps
+        self.locating = torch.tensor([tokenizer.encode(word)[0] for word in ("detect", "segment")])
 
     def forward(self, model: PaliGemma, batch: Batch, step: int) -> Tensor:
         """A loss function for `torch_ref.train`."""
@@ -67,10 +69,16 @@ class JointLoss(nn.Module):
             logits, targets = suffix_logits(model, rows, part)
             losses.append(self.token_losses(logits, targets, spread))
             counts = (part.labels[:, 1:] >= 0).sum(1)
-            weights.append(counts.float().rsqrt().repeat_interleave(counts))
+            share = counts.float().rsqrt() * torch.where(self._is_silent(part), SILENCE_WEIGHT, 1.0)
+            weights.append(share.repeat_interleave(counts))
         weight = torch.cat(weights)
         suffix = (torch.cat(losses) * weight).sum() / weight.sum()
         return suffix + DENSE_WEIGHT * self.vision.dense(features, batch)
+
+    def _is_silent(self, part: BatchPart) -> Tensor:
+        """Bool [b]: a question about a place whose answer is empty."""
+        asks_where = torch.isin(part.input_ids, self.locating).any(1)
+        return asks_where & ((part.labels >= 0).sum(1) == 1)
 
     def token_losses(self, logits: Tensor, targets: Tensor, spread: float) -> Tensor:
         """[T, V] and [T] -> [T]. A loc token's target is a Gaussian over the bins around it."""

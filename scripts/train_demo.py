@@ -172,7 +172,7 @@ def main(
     runs: Annotated[Path, typer.Option(help="Folder for the state of the training.")] = Path("runs/demo"),
     out: Annotated[Path, typer.Option(help="Folder for the finished checkpoint.")] = Path("mlx_paligemma/demo/checkpoint"),
     vision_steps: Annotated[int, typer.Option(help="Steps of 32 pictures for the vision tower alone.")] = 2600,
-    joint_steps: Annotated[int, typer.Option(help="Steps of 16 pictures and 64 questions for the whole model.")] = 4200,
+    joint_steps: Annotated[int, typer.Option(help="Steps of 16 pictures and 64 questions for the whole model.")] = 4000,
 ) -> None:
     """Train the demo checkpoint, or go on training it."""
     torch.set_num_threads(2)

@@ -1,6 +1,7 @@
 """The bundled checkpoint: it works, it is small, and three implementations give the same tokens on it."""
 
 import hashlib
+import re
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from mlx_paligemma.demo.scenes import COLORS, KINDS, draw_scene
 
 NEAR_TIE = 1e-4  # two logits closer than this may change places between implementations
 BACKENDS = {"mlx": mlx_paligemma, "torch": torch_ref}
+ROW = re.compile(r"^\| ([a-zA-Z/ ]+) \| [\d.]+ \| ([\d.]+) \|", re.MULTILINE)
+CARD = {name: float(figure) for name, figure in ROW.findall((bundled_checkpoint().parent / "README.md").read_text())}
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -41,8 +44,12 @@ def test_forty_fresh_scenes_are_answered_as_well_as_the_model_card_says(backend)
         return module.batch_generate(model, processor, list(pictures), prompts, max_tokens=120)
 
     scores = {name: score.mean for name, score in measure(answer, scenes=40).items()}
-    slack = 0.05  # two wrong answers in forty: the floors are for 300 scenes
-    assert not {name: value for name, value in scores.items() if value < FLOORS[name] - slack}
+    slack = 0.12  # the card's figures are of 300 scenes; in forty, two standard deviations of a share of 0.85
+    assert not {name: (value, CARD[name]) for name, value in scores.items() if value < CARD[name] - slack}
+
+
+def test_the_model_card_gives_every_figure():
+    assert CARD.keys() == FLOORS.keys()
 
 
 def test_fifty_greedy_answers_are_the_same_tokens_in_mlx_torch_and_transformers():
