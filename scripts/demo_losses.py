@@ -53,9 +53,9 @@ class VisionLoss(nn.Module):
 class JointLoss(nn.Module):
     """Suffix loss plus the patch loss. A token weighs 1 / sqrt(its answer's length): long masks must not drown short answers."""
 
-    def __init__(self, config: PaliGemmaConfig, tokenizer: PaliGemmaTokenizer, steps: int):
+    def __init__(self, config: PaliGemmaConfig, tokenizer: PaliGemmaTokenizer, steps: int, widest: float = WIDE):
         super().__init__()
-        self.vision = VisionLoss(config)
+        self.vision, self.widest = VisionLoss(config), widest
         self.first_loc, self.steps = tokenizer.first_loc, steps
         self.locating = torch.tensor([tokenizer.encode(word)[0] for word in ("detect", "segment")])
 
@@ -63,7 +63,7 @@ class JointLoss(nn.Module):
         """A loss function for `torch_ref.train`."""
         features = model.vision_tower(batch.pixels)
         rows = model.multi_modal_projector(features)
-        spread = WIDE * (NARROW / WIDE) ** min(step / (0.8 * self.steps), 1.0)
+        spread = self.widest * (NARROW / self.widest) ** min(step / (0.8 * self.steps), 1.0)
         losses, weights = [], []
         for part in batch.parts:
             logits, targets = suffix_logits(model, rows, part)

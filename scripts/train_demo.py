@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import typer
-from demo_losses import JointLoss, VisionLoss
+from demo_losses import NARROW, JointLoss, VisionLoss
 from demo_vocabulary import build_vocabulary
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -37,6 +37,7 @@ from torch_ref.train import TrainOptions, train
 SEED = 20261122
 QUESTIONS_PER_SCENE = 4
 LOCATING_FROM = 40_000  # from this scene of the joint training on, more questions are about places, the hardest to learn
+POLISH_WEIGHTS = (0.12, 0.04, 0.04, 0.06, 0.12, 0.12, 0.32, 0.16, 0.02)  # of the tasks in questions.py: the weakest most often
 WHITENING_FLOOR = 0.1  # variance below which a direction counts as noise
 VISION = {
     "model_type": "siglip_vision_model", "hidden_size": 160, "intermediate_size": 640, "num_hidden_layers": 4,
@@ -79,10 +80,11 @@ class SceneExamples:
     seed: int
     per_scene: int = QUESTIONS_PER_SCENE
     start: int = 0  # scenes
+    weights: tuple[float, ...] = ()  # how often which question; left out: as in the joint training
 
     def skip(self, count: int) -> SceneExamples:
         """The examples after the first `count`."""
-        return SceneExamples(self.codec, self.seed, self.per_scene, count // self.per_scene)
+        return replace(self, start=count // self.per_scene)
 
     def __iter__(self) -> Iterator[DemoExample]:
         number = self.start
@@ -90,7 +92,7 @@ class SceneExamples:
             rng = np.random.default_rng([self.seed, number])
             scene = draw_scene(rng)
             codes = SceneCodes(self.codec, scene)
-            weights = SHAPE_SCENE_WEIGHTS if number < LOCATING_FROM else LOCATING_WEIGHTS
+            weights = self.weights or (SHAPE_SCENE_WEIGHTS if number < LOCATING_FROM else LOCATING_WEIGHTS)
             for _ in range(self.per_scene):
                 yield DemoExample(scene, ask(scene, rng, codes, weights=weights))
             number += 1
@@ -173,6 +175,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for the finished checkpoint.")] = Path("mlx_paligemma/demo/checkpoint"),
     vision_steps: Annotated[int, typer.Option(help="Steps of 32 pictures for the vision tower alone.")] = 2600,
     joint_steps: Annotated[int, typer.Option(help="Steps of 16 pictures and 64 questions for the whole model.")] = 4000,
+    polish_steps: Annotated[int, typer.Option(help="Further such steps on the questions that are hardest.")] = 750,
 ) -> None:
     """Train the demo checkpoint, or go on training it."""
     torch.set_num_threads(2)
@@ -189,6 +192,7 @@ def main(
     processor = PaliGemmaProcessor(model.config, tokenizer)
     _train_vision(model, processor, codec, runs, vision_steps)
     _train_joint(model, processor, codec, runs, joint_steps)
+    _polish(model, processor, codec, runs, polish_steps)
     save_checkpoint(model, data, runs, out)
 
 
@@ -209,6 +213,15 @@ def _train_joint(model: PaliGemma, processor: PaliGemmaProcessor, codec: MaskCod
         steps, batch_size=64, learning_rate=1.2e-3, vision_rate=0.4, weight_decay=0.02, length_groups=3, save_every=250
     )
     train(model, processor, SceneExamples(codec, SEED + 1), options, runs / "joint", loss)
+
+
+def _polish(model: PaliGemma, processor: PaliGemmaProcessor, codec: MaskCodec, runs: Path, steps: int) -> None:
+    loss = JointLoss(model.config, processor.tokenizer, steps, widest=NARROW)
+    loss.load_state_dict(torch.load(runs / "joint" / "training.pt", weights_only=True)["loss"])
+    options = TrainOptions(
+        steps, batch_size=64, learning_rate=7e-4, vision_rate=0.4, weight_decay=0.02, length_groups=3, save_every=250
+    )
+    train(model, processor, SceneExamples(codec, SEED + 2, weights=POLISH_WEIGHTS), options, runs / "polish", loss)
 
 
 def save_checkpoint(model: PaliGemma, data: dict, runs: Path, out: Path) -> None:
