@@ -209,19 +209,21 @@ def _train_joint(model: PaliGemma, processor: PaliGemmaProcessor, codec: MaskCod
     loss = JointLoss(model.config, processor.tokenizer, steps)
     trained_head = torch.load(runs / "vision" / "training.pt", weights_only=True)["loss"]
     loss.vision.load_state_dict(trained_head)
-    options = TrainOptions(
-        steps, batch_size=64, learning_rate=1.2e-3, vision_rate=0.4, weight_decay=0.02, length_groups=3, save_every=250
-    )
+    options = _whole_model_options(steps, learning_rate=1.2e-3)
     train(model, processor, SceneExamples(codec, SEED + 1), options, runs / "joint", loss)
 
 
 def _polish(model: PaliGemma, processor: PaliGemmaProcessor, codec: MaskCodec, runs: Path, steps: int) -> None:
     loss = JointLoss(model.config, processor.tokenizer, steps, widest=NARROW)
     loss.load_state_dict(torch.load(runs / "joint" / "training.pt", weights_only=True)["loss"])
-    options = TrainOptions(
-        steps, batch_size=64, learning_rate=7e-4, vision_rate=0.4, weight_decay=0.02, length_groups=3, save_every=250
-    )
+    options = _whole_model_options(steps, learning_rate=7e-4)
     train(model, processor, SceneExamples(codec, SEED + 2, weights=POLISH_WEIGHTS), options, runs / "polish", loss)
+
+
+def _whole_model_options(steps: int, learning_rate: float) -> TrainOptions:
+    return TrainOptions(
+        steps, batch_size=64, learning_rate=learning_rate, vision_rate=0.4, weight_decay=0.02, length_groups=3, save_every=250
+    )
 
 
 def save_checkpoint(model: PaliGemma, data: dict, runs: Path, out: Path) -> None:
