@@ -17,7 +17,8 @@ THINGS = KINDS + DIGITS  # what a patch can show, 0 being the background
 FINE = 7  # cells along a patch, for the outlines
 WIDE, NARROW = 8.0, 2.0  # bins: spread of the soft loc targets at the start and at the end
 SILENCE_WEIGHT = 0.15  # of "nothing there": it competes with single bins, over which the soft targets spread
-DENSE_WEIGHT = 0.5  # of the patch loss in joint training
+DENSE_WEIGHT = 0.5  # of the patch losses in joint training
+LOC_WEIGHT = 2.0  # of a loc token against any other
 
 
 class VisionLoss(nn.Module):
@@ -56,6 +57,7 @@ class JointLoss(nn.Module):
     def __init__(self, config: PaliGemmaConfig, tokenizer: PaliGemmaTokenizer, steps: int, widest: float = WIDE):
         super().__init__()
         self.vision, self.widest = VisionLoss(config), widest
+        self.places = nn.Linear(config.text.hidden_size, 4 * config.text.hidden_size)
         self.first_loc, self.steps = tokenizer.first_loc, steps
         self.locating = torch.tensor([tokenizer.encode(word)[0] for word in ("detect", "segment")])
 
@@ -70,10 +72,27 @@ class JointLoss(nn.Module):
             losses.append(self.token_losses(logits, targets, spread))
             counts = (part.labels[:, 1:] >= 0).sum(1)
             share = counts.float().rsqrt() * torch.where(self._is_silent(part), SILENCE_WEIGHT, 1.0)
-            weights.append(share.repeat_interleave(counts))
+            weights.append(share.repeat_interleave(counts) * torch.where(self._is_loc(targets), LOC_WEIGHT, 1.0))
         weight = torch.cat(weights)
         suffix = (torch.cat(losses) * weight).sum() / weight.sum()
-        return suffix + DENSE_WEIGHT * self.vision.dense(features, batch)
+        return suffix + DENSE_WEIGHT * (self.vision.dense(features, batch) + self.place_loss(model, rows, batch, spread))
+
+    def place_loss(self, model: PaliGemma, rows: Tensor, batch: Batch, spread: float) -> Tensor:
+        """Rows [U, P, D] -> scalar: a patch's row tells the four loc tokens of the thing it shows, so that the decoder need only
+        copy them.
+        """
+        targets = [patch_bins(batch.examples[i].scene, self.vision.grid) for i in batch.pictures]
+        bins = torch.from_numpy(np.stack(targets))
+        objects = bins[..., 0] >= 0
+        asked = self.places(rows[objects]).unflatten(-1, (4, -1))
+        log_probs = (asked @ self._loc_rows(model).T).log_softmax(-1)
+        return -(soft_bins(bins[objects], spread) * log_probs).sum(-1).mean()
+
+    def _loc_rows(self, model: PaliGemma) -> Tensor:
+        return model.language_model.embed_tokens.weight[self.first_loc : self.first_loc + NUM_LOC]
+
+    def _is_loc(self, tokens: Tensor) -> Tensor:
+        return (tokens >= self.first_loc) & (tokens < self.first_loc + NUM_LOC)
 
     def _is_silent(self, part: BatchPart) -> Tensor:
         """Bool [b]: a question about a place whose answer is empty."""
@@ -84,11 +103,27 @@ class JointLoss(nn.Module):
         """[T, V] and [T] -> [T]. A loc token's target is a Gaussian over the bins around it."""
         log_probs = logits.log_softmax(-1)
         losses = -log_probs.gather(1, targets[:, None])[:, 0]
-        bins = targets - self.first_loc
-        is_loc = (bins >= 0) & (bins < NUM_LOC)
-        soft = torch.softmax(-0.5 * ((torch.arange(NUM_LOC) - bins[is_loc, None]) / spread) ** 2, dim=-1)
+        is_loc = self._is_loc(targets)
+        soft = soft_bins(targets[is_loc] - self.first_loc, spread)
         losses[is_loc] = -(soft * log_probs[is_loc, self.first_loc : self.first_loc + NUM_LOC]).sum(-1)
         return losses
+
+
+def soft_bins(bins: Tensor, spread: float) -> Tensor:
+    """Int [...] -> [..., 1024]: a Gaussian around each bin, sum 1."""
+    return torch.softmax(-0.5 * ((torch.arange(NUM_LOC) - bins[..., None]) / spread) ** 2, dim=-1)
+
+
+def patch_bins(scene: Scene, grid: int) -> np.ndarray:
+    """Int64 [P, 4]: the bins y0, x0, y1, x1 of the thing that each patch shows, -1 on the background."""
+    things, _, boxes, _ = patch_targets(scene, grid)
+    places = boxes[:, [1, 0, 3, 2]] + np.tile(patch_centers(grid), 2)[:, [1, 0, 3, 2]]
+    return np.where(things[:, None] > 0, np.clip(np.rint(places * NUM_LOC), 0, NUM_LOC - 1), -1).astype(np.int64)
+
+
+def patch_centers(grid: int) -> np.ndarray:
+    """Float64 [P, 2]: x, y as fractions of the picture."""
+    return (np.stack(np.meshgrid(np.arange(grid), np.arange(grid)), -1).reshape(-1, 2) + 0.5) / grid
 
 
 def patch_targets(scene: Scene, grid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -97,7 +132,7 @@ def patch_targets(scene: Scene, grid: int) -> tuple[np.ndarray, np.ndarray, np.n
     """
     things, colors = np.zeros((2, grid * grid), dtype=np.int64)
     boxes = np.zeros((grid * grid, 4), dtype=np.float32)
-    centers = (np.stack(np.meshgrid(np.arange(grid), np.arange(grid)), -1).reshape(-1, 2) + 0.5) / grid
+    centers = patch_centers(grid)
     most = np.full(grid * grid, 0.25)  # a patch belongs to the thing that covers most of it, if that is a quarter
     cells = np.zeros((grid * FINE, grid * FINE), dtype=np.float32)
     for shape in scene.shapes + scene.digits:

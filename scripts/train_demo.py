@@ -37,7 +37,7 @@ from torch_ref.train import TrainOptions, train
 SEED = 20261122
 QUESTIONS_PER_SCENE = 4
 LOCATING_FROM = 40_000  # from this scene of the joint training on, more questions are about places, the hardest to learn
-POLISH_WEIGHTS = (0.12, 0.04, 0.04, 0.06, 0.12, 0.12, 0.32, 0.16, 0.02)  # of the tasks in questions.py: the weakest most often
+POLISH_WEIGHTS = (0.12, 0.05, 0.06, 0.06, 0.11, 0.13, 0.31, 0.14, 0.02)  # of the tasks in questions.py: the weakest most often
 WHITENING_FLOOR = 0.1  # variance below which a direction counts as noise
 VISION = {
     "model_type": "siglip_vision_model", "hidden_size": 160, "intermediate_size": 640, "num_hidden_layers": 4,
@@ -175,7 +175,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for the finished checkpoint.")] = Path("mlx_paligemma/demo/checkpoint"),
     vision_steps: Annotated[int, typer.Option(help="Steps of 32 pictures for the vision tower alone.")] = 2600,
     joint_steps: Annotated[int, typer.Option(help="Steps of 16 pictures and 64 questions for the whole model.")] = 4000,
-    polish_steps: Annotated[int, typer.Option(help="Further such steps on the questions that are hardest.")] = 750,
+    polish_steps: Annotated[int, typer.Option(help="Further such steps on the questions that are hardest.")] = 6000,
 ) -> None:
     """Train the demo checkpoint, or go on training it."""
     torch.set_num_threads(2)
@@ -216,7 +216,7 @@ def _train_joint(model: PaliGemma, processor: PaliGemmaProcessor, codec: MaskCod
 def _polish(model: PaliGemma, processor: PaliGemmaProcessor, codec: MaskCodec, runs: Path, steps: int) -> None:
     loss = JointLoss(model.config, processor.tokenizer, steps, widest=NARROW)
     loss.load_state_dict(torch.load(runs / "joint" / "training.pt", weights_only=True)["loss"])
-    options = _whole_model_options(steps, learning_rate=7e-4)
+    options = _whole_model_options(steps, learning_rate=1.2e-3)
     train(model, processor, SceneExamples(codec, SEED + 2, weights=POLISH_WEIGHTS), options, runs / "polish", loss)
 
 

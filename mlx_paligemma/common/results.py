@@ -2,19 +2,83 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
+
+from .errors import BackendError
+
+if TYPE_CHECKING:
+    import supervision
 
 
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """One located object, in pixels of the original picture."""
+    """One located object, in pixels of the original picture.
+
+    score is the geometric mean of the probabilities that the model gave to the object's four loc tokens: of each the
+    softmax over the whole vocabulary at temperature 1, before top-k, top-p, min-p and grammar. It says how sure the model
+    is of the place, given everything written before. None where the text did not come from a model.
+    """
 
     label: str
     box: tuple[float, float, float, float]  # x0, y0, x1, y1
-    score: float | None = None  # confidence in 0..1, None where it was not computed
+    score: float | None = None  # in 0..1
     mask: np.ndarray | None = None  # bool [height, width] of the whole picture, None where no mask was asked for
+
+
+@dataclass(frozen=True, eq=False)
+class Detections(Sequence[Detection]):
+    """The objects of an answer in its order, and the size of the picture that they are in."""
+
+    items: tuple[Detection, ...]
+    width: int  # pixels
+    height: int
+    dropped: int = 0  # objects of the answer that are none: empty or reversed boxes, impossible bins or codes
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Detection]:
+        return iter(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> Detection: ...
+    @overload
+    def __getitem__(self, index: slice) -> Detections: ...
+    def __getitem__(self, index: int | slice) -> Detection | Detections:
+        return replace(self, items=self.items[index]) if isinstance(index, slice) else self.items[index]
+
+    def above(self, score: float) -> Detections:
+        """Those with at least this score; ones without a score stay."""
+        return replace(self, items=tuple(item for item in self.items if item.score is None or item.score >= score))
+
+    def to_supervision(self) -> supervision.Detections:
+        """As `supervision.Detections`: boxes, masks, confidence, and labels in `data["class_name"]`.
+
+        class_id numbers the labels in the order in which they first appear. An object without a mask (of several that
+        have one) gets an empty mask; confidence is None unless every object has a score.
+
+        Raises:
+            BackendError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ModuleNotFoundError:
+            raise BackendError("to_supervision needs the package supervision; install it with: pip install supervision") from None
+        labels = [item.label for item in self.items]
+        scores = [item.score for item in self.items if item.score is not None]
+        empty = np.zeros((self.height, self.width), dtype=bool)
+        masks = [empty if item.mask is None else item.mask for item in self.items]
+        return supervision.Detections(
+            xyxy=np.array([item.box for item in self.items], dtype=np.float32).reshape(-1, 4),
+            mask=np.stack(masks) if any(item.mask is not None for item in self.items) else None,
+            confidence=np.array(scores, dtype=np.float32) if len(scores) == len(labels) else None,
+            class_id=np.array([[*dict.fromkeys(labels)].index(label) for label in labels], dtype=int),
+            data={"class_name": np.array(labels, dtype=str)},
+        )
 
 
 @dataclass(frozen=True)
@@ -26,7 +90,7 @@ class Stats:
     time_to_first_token_s: float | None  # from the call to the first token; None where none came
     generation_tps: float | None  # tokens per second after the first, of all rows together; None below two tokens
     peak_memory_bytes: int  # most that the backend held during the call, weights included
-    grammar_changes: int = 0  # tokens that a grammar changed
+    grammar_changes: int = 0  # tokens, eos included, that would have been others without the grammar
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +101,9 @@ class GenerationResult:
     token_ids: list[int]  # without eos
     finish_reason: str  # "stop": the model ended; "length": max_tokens or the context did; "cancelled": the caller did
     stats: Stats
-    detections: tuple[Detection, ...] = ()  # of the first picture
+    detections: Detections  # in the first picture
+    token_logprobs: list[float] | None = None  # of each of token_ids, before filters and grammar; None unless asked for
+    notes: tuple[str, ...] = ()  # what the user should know, one line each
 
 
 @dataclass(frozen=True)
