@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import mlx.core as mx
@@ -12,7 +13,7 @@ import numpy as np
 
 from .common.checkpoint import EMBEDDING, HEAD, PATCHES, Checkpoint, check_dtype, read_checkpoint
 from .common.hub import find_folder
-from .common.locations import MaskDecoder
+from .common.locations import MaskDecoder, MaskEncoder
 from .common.mask_codec import FILE_NAME, read_mask_codec
 from .common.processor import PaliGemmaProcessor
 from .common.tokenizer import PaliGemmaTokenizer
@@ -38,7 +39,7 @@ def load(
     checkpoint = read_checkpoint(folder)
     tokenizer = PaliGemmaTokenizer.from_folder(folder)
     network = load_model(checkpoint, dtype or ("float32" if model is None else None))
-    return network, PaliGemmaProcessor(network.config, tokenizer, load_mask_decoder(folder))
+    return network, PaliGemmaProcessor(network.config, tokenizer, *mask_functions(folder))
 
 
 def load_model(checkpoint: Checkpoint, dtype: str | None = None) -> PaliGemma:
@@ -55,10 +56,10 @@ def load_model(checkpoint: Checkpoint, dtype: str | None = None) -> PaliGemma:
     return model
 
 
-def load_mask_decoder(folder: Path) -> MaskDecoder | None:
-    """The decoder of the folder's mask codec, read on first use; None where the folder has none."""
+def mask_functions(folder: Path) -> tuple[MaskDecoder, MaskEncoder] | tuple[None, None]:
+    """Decoder and encoder of the folder's mask codec, which is read on first use; None where the folder has none."""
     path = folder / FILE_NAME
-    return _lazy_decoder(path) if path.exists() else None
+    return _lazy_functions(path) if path.exists() else (None, None)
 
 
 def load_mask_codec(path: Path) -> MaskCodec:
@@ -71,15 +72,18 @@ def load_mask_codec(path: Path) -> MaskCodec:
     return codec
 
 
-def _lazy_decoder(path: Path) -> MaskDecoder:
-    codecs: list[MaskCodec] = []
+def _lazy_functions(path: Path) -> tuple[MaskDecoder, MaskEncoder]:
+    @cache
+    def codec() -> MaskCodec:
+        return load_mask_codec(path)
 
     def decode(codes: np.ndarray) -> np.ndarray:
-        if not codecs:
-            codecs.append(load_mask_codec(path))
-        return np.array(codecs[0].decode(mx.array(codes))[..., 0])
+        return np.array(codec().decode(mx.array(codes))[..., 0])
 
-    return decode
+    def encode(masks: np.ndarray) -> np.ndarray:
+        return np.array(codec().encode(mx.array(masks)[..., None]))
+
+    return decode, encode
 
 
 def _read_tensors(checkpoint: Checkpoint, dtype: mx.Dtype) -> Iterator[tuple[str, mx.array]]:

@@ -11,28 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from program import PICTURE, one_line, program
 from safetensors.numpy import load_file, save_file
 
 from mlx_paligemma import generation
-from mlx_paligemma.cli.app import main
 from mlx_paligemma.common.hub import bundled_checkpoint
-
-PICTURE = str(Path(__file__).parent.parent / "mlx_paligemma" / "demo" / "shapes.png")
+from mlx_paligemma.common.results import Detections, GenerationResult, Stats
+from mlx_paligemma.common.video import Frame
 
 
 @pytest.fixture
 def run(monkeypatch, capfd):
     """Run the program in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["mlx-paligemma", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capfd.readouterr()
-        assert "Traceback" not in out + err
-        return stop.value.code or 0, out, err
-
-    return call
+    return program(monkeypatch, capfd)
 
 
 @pytest.fixture
@@ -50,11 +41,6 @@ def change_tensors(folder, change):
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
-
-
-def one_line(err, *words):
-    assert err.count("\n") == 1, err
-    assert all(word in err for word in words), err
 
 
 def test_the_answer_is_all_that_stands_on_stdout(run):
@@ -82,7 +68,9 @@ def test_both_backends_print_the_same_answer(run):
 def test_json_has_the_fields_of_the_contract_and_no_nan(run):
     _, out, _ = run("generate", PICTURE, "-p", "segment heart", "--json")
     record = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
-    assert list(record) == ["image", "prompt", "text", "token_ids", "finish_reason", "detections", "stats"]
+    assert list(record) == [
+        "image", "width", "height", "prompt", "text", "token_ids", "finish_reason", "detections", "stats",
+    ]  # fmt: skip
     assert set(record["stats"]) == {
         "prompt_tokens", "generation_tokens", "time_to_first_token_s", "generation_tps", "peak_memory_bytes", "grammar_changes",
     }  # fmt: skip
@@ -126,6 +114,86 @@ def test_image_flags_make_one_answer_about_all_pictures(run):
     assert json.loads(out)["stats"]["prompt_tokens"] == 2 * 64 + 4
 
 
+def test_a_video_is_one_answer_about_its_frames(run, monkeypatch):
+    def frames(path, count):
+        assert path == "clip.mp4"
+        return [Frame(Image.open(PICTURE), float(second)) for second in range(count)]
+
+    monkeypatch.setattr("mlx_paligemma.common.video.video_frames", frames)
+    code, out, _ = run("generate", "--video", "clip.mp4", "--frames", 3, "-p", "caption en", "--json", "-m", 5)
+    record = json.loads(out)
+    assert code == 0
+    assert record["image"] == "clip.mp4"
+    assert record["stats"]["prompt_tokens"] == 3 * 64 + 4
+
+
+def test_a_video_that_cannot_be_read_is_one_line_and_exit_1(run):
+    code, out, err = run("generate", "--video", "missing.mp4", "-p", "caption en")
+    assert code == 1
+    assert out == ""
+    one_line(err, "missing.mp4")
+
+
+def test_logprobs_are_one_number_per_token(run):
+    record = json.loads(run("generate", PICTURE, "-p", "caption en", "--json", "--logprobs")[1])
+    assert len(record["token_logprobs"]) == len(record["token_ids"])
+    assert all(value <= 0 for value in record["token_logprobs"])
+
+
+def test_min_score_leaves_objects_out(run):
+    arguments = ("generate", PICTURE, "-p", "detect star ; heart", "--json")
+    scores = [found["score"] for found in json.loads(run(*arguments)[1])["detections"]]
+    limit = (min(scores) + max(scores)) / 2
+    kept = [found["score"] for found in json.loads(run(*arguments, "--min-score", limit)[1])["detections"]]
+    assert kept == [score for score in scores if score >= limit]
+    assert len(kept) < len(scores)
+
+
+def test_no_grammar_gives_the_model_a_free_hand(run):
+    arguments = ("generate", PICTURE, "-p", "detect star", "--json", "--temp", "30", "--seed", "1", "-m", "20")
+    held, free = (json.loads(run(*arguments, *flags)[1]) for flags in ((), ("--no-grammar",)))
+    assert held["stats"]["grammar_changes"] > 0
+    assert free["stats"]["grammar_changes"] == 0
+    assert free["text"] != held["text"]
+
+
+def test_masks_are_saved_as_pictures(run, tmp_path):
+    code, out, _ = run("generate", PICTURE, "-p", "segment star ; heart", "--json", "--masks", tmp_path / "masks")
+    assert code == 0
+    labels = [found["label"] for found in json.loads(out)["detections"]]
+    names = [f"shapes-{number}-{label}.png" for number, label in enumerate(labels, 1)]
+    assert len(names) == 2
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == sorted(names)
+    assert Image.open(tmp_path / "masks" / names[0]).size == Image.open(PICTURE).size
+
+
+def test_masks_never_come_among_the_pictures(run, tmp_path):
+    shutil.copy(PICTURE, tmp_path / "mine.png")
+    code, _, err = run("generate", tmp_path, "-p", "segment star", "--masks", tmp_path)
+    assert code == 2
+    one_line(err, "--masks", "choose another folder")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_note_is_shown_once_per_run(run, monkeypatch):
+    stats, found = Stats(1, 1, None, None, 0), Detections((), 1, 1)
+
+    class Noting:
+        def __init__(self, _network, _processor, rows, _prompts, **_options):
+            self.rows = rows
+
+        def __iter__(self):
+            return iter(())
+
+        def results(self):
+            return [GenerationResult("x", [1], "stop", stats, found, notes=("masks are missing",)) for _ in self.rows]
+
+    monkeypatch.setattr(generation, "start", Noting)
+    _, out, err = run("generate", PICTURE, PICTURE, PICTURE, "-p", "segment star", "--batch-size", 2)
+    assert out.count("\n") == 3
+    one_line(err, "note: masks are missing")
+
+
 def test_a_broken_picture_among_good_ones_costs_only_its_own_answer(run, tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_bytes(Path(PICTURE).read_bytes()[:500])
@@ -158,7 +226,8 @@ def test_output_never_overwrites_an_input(run, tmp_path):
     ("arguments", "words"),
     [
         (("missing.png", "-p", "caption en"), ("missing.png", "no such file")),
-        ((".", "-p", "caption en"), (".", "folder")),
+        ((str(Path(__file__).parent), "-p", "caption en"), ("tests", "folder without pictures")),
+        (("tests/**/*.jpg", "-p", "caption en"), ("tests/**/*.jpg", "fits no file")),
         ((__file__, "-p", "caption en"), ("test_cli.py", "not a picture")),
         ((PICTURE, "-p", ""), ("prompt is empty",)),
         ((PICTURE, "-p", "x " * 3000), ("tokens", "shorten")),
@@ -181,6 +250,7 @@ def test_bad_input_is_one_line_on_stderr_and_exit_1(run, arguments, words):
         ("--max-tokens", "0"), ("--max-tokens", "-3"), ("--max-tokens", "many"), ("--temp", "-1"), ("--temp", "nan"),
         ("--top-p", "1.5"), ("--top-p", "0"), ("--min-p", "2"), ("--top-k", "-1"), ("--seed", "-1"), ("--backend", "jax"),
         ("--dtype", "float64"), ("--batch-size", "0"), ("--image", "x.png"), ("-o", "picture.xyz"), ("--nonsense", "1"),
+        ("--video", "x.mp4"), ("--frames", "0"), ("--min-score", "2"), ("--format", "xml", "-o", "x"), ("--masks", __file__),
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -189,6 +259,28 @@ def test_a_bad_flag_value_is_exit_2(run, flags):
     assert code == 2
     assert out == ""
     assert err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--format", "json"), ("--format json", "add -o")),
+        (("--resume",), ("--resume", "--format")),
+        (("--format", "csv", "-o", "mlx_paligemma"), ("mlx_paligemma", "writes a file")),
+        (("--format", "yolo", "-o", __file__), ("test_cli.py", "writes a folder")),
+        (("--format", "csv", "-o", __file__), ("test_cli.py", "holds results already", "--resume")),
+        (("--format", "json", "--resume", "-o", __file__), ("line 1 of", "test_cli.py", "not one of this program's answers")),
+        (("--format", "csv", "--resume", "-o", __file__), ("test_cli.py.jsonl is missing",)),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_a_place_for_results_that_would_lose_something_is_refused_in_one_line(run, flags, words):
+    before = Path(__file__).read_bytes()
+    code, out, err = run("generate", PICTURE, "-p", "caption en", *flags)
+    assert code == 2
+    assert out == ""
+    one_line(err, *words)
+    assert Path(__file__).read_bytes() == before
 
 
 def test_temp_and_temperature_are_the_same_flag(run):

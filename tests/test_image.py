@@ -1,19 +1,12 @@
-"""Pictures are read from anywhere, become RGB as in transformers, and every failure is one line that names the file."""
+"""Pictures are read from anywhere and become RGB as in transformers; an unusable source gives one line that says why."""
 
-import functools
-import http.server
 import io
-import os
-import threading
-import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import encoded, error_of, noise, picture
 from PIL import Image
 
-from mlx_paligemma.common import image as image_module
-from mlx_paligemma.common.errors import ImageError
 from mlx_paligemma.common.image import open_image, pixel_values, to_rgb
 
 SIZES = [  # width, height
@@ -22,35 +15,6 @@ SIZES = [  # width, height
 ]  # fmt: skip
 MODES = ["RGB", "RGB with transparency", "L", "L with transparency", "LA", "RGBA", "P", "P with one transparent colour",
          "P with alphas", "PA", "1", "CMYK", "YCbCr", "HSV", "LAB"]  # fmt: skip
-
-
-def noise(width: int, height: int, channels: int = 3) -> np.ndarray:
-    values = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, channels), dtype=np.uint8)
-    return values[..., 0] if channels == 1 else values
-
-
-def picture(mode: str, width: int = 20, height: int = 15) -> Image.Image:
-    """Noise in `mode`; its alpha takes every value."""
-    plain = mode.split(maxsplit=1)[0]
-    if plain in ("RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"):
-        size = (width, height)
-        image = Image.frombytes(plain, size, noise(width, height, len(Image.new(plain, (1, 1)).getbands())).tobytes())
-    elif plain == "PA":
-        image = Image.fromarray(noise(width, height)).convert("P").convert("PA")
-        image.putalpha(Image.fromarray(noise(width, height, 1)))
-    else:
-        image = Image.fromarray(noise(width, height, 4)).convert(plain)
-    if mode == "P with alphas":
-        image.info["transparency"] = bytes(range(256))
-    elif " with " in mode:
-        image.info["transparency"] = image.getpixel((0, 0))
-    return image
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -241,82 +205,6 @@ def test_a_picture_is_never_opened_lazily(tmp_path):
     assert np.array_equal(np.asarray(image), np.asarray(picture("RGB")))
 
 
-def file_with(content: bytes, folder: Path, name: str) -> Path:
-    path = folder / name
-    path.write_bytes(content)
-    return path
-
-
-PNG, JPEG = encoded(picture("RGB", 200, 100)), encoded(picture("RGB", 200, 100), "JPEG")
-UNUSABLE_FILES = {  # how to make it from a folder, a word of the message
-    "missing": (lambda folder: folder / "a.png", "no such file"),
-    "empty name": (lambda _: "", "no such file"),
-    "folder": (lambda folder: folder, "is a folder"),
-    "text": (lambda folder: file_with(b"hello", folder, "a.png"), "not a picture"),
-    "empty file": (lambda folder: file_with(b"", folder, "a.jpg"), "not a picture"),
-    "truncated png": (lambda folder: file_with(PNG[: len(PNG) // 2], folder, "a.png"), "cut short"),
-    "truncated jpeg": (lambda folder: file_with(JPEG[: len(JPEG) // 2], folder, "a.jpg"), "cut short"),
-    "header only": (lambda folder: file_with(JPEG[:20], folder, "a.jpg"), "not a picture"),
-    "truncated gif": (lambda folder: file_with(encoded(picture("P"), "GIF")[:-100], folder, "a.gif"), "cut short"),
-    "truncated tiff": (lambda folder: file_with(encoded(picture("RGB"), "TIFF")[:200], folder, "a.tif"), "cut short"),
-    "postscript": (lambda folder: file_with(encoded(picture("RGB"), "EPS"), folder, "a.eps"), "PostScript"),
-    "name too long": (lambda _: "a" * 5000, "cannot be read"),
-    "odd name": (lambda folder: folder / "a\nb\x1b\udcff.png", "no such file"),
-}
-
-
-@pytest.mark.parametrize("case", UNUSABLE_FILES)
-def test_an_unusable_file_gives_one_line_that_names_it(case, tmp_path):
-    make, words = UNUSABLE_FILES[case]
-    path = make(tmp_path)
-    message = error_of(path)
-    assert words in message
-    shown = "".join(c if c.isprintable() else "?" for c in str(path)) or "''"
-    assert shown[:300] in message
-    assert len(message) < 500
-
-
-def error_of(source, **options) -> str:
-    """The message of the ImageError that `source` causes: one printable line."""
-    with warnings.catch_warnings(), pytest.raises(ImageError) as caught:
-        warnings.simplefilter("ignore", UserWarning)  # Pillow's own, on some damaged files
-        open_image(source, **options)
-    message = str(caught.value)
-    assert message.isprintable()
-    assert caught.value.__context__ is None or caught.value.__suppress_context__, "a traceback would show Pillow's own error too"
-    return message
-
-
-def test_a_file_without_permission_gives_one_line_that_names_it(tmp_path, monkeypatch):
-    path = file_with(PNG, tmp_path, "secret.png")
-
-    def refuse(*_args, **_options):
-        raise PermissionError(13, "Permission denied", str(path))
-
-    with monkeypatch.context() as patch:  # root reads everything, so chmod would prove nothing in a container
-        patch.setattr("builtins.open", refuse)
-        message = error_of(path)
-    assert "permission denied" in message
-    assert str(path) in message
-
-
-def test_too_many_pixels_give_one_line_that_names_the_file(tmp_path, monkeypatch):
-    path = file_with(PNG, tmp_path, "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
-    message = error_of(path)
-    assert "safety limit of 10000" in message
-    assert str(path) in message
-
-
-def test_every_cut_of_a_png_and_a_jpeg_is_a_picture_or_an_image_error():
-    for whole in (encoded(picture("RGB", 9, 9)), encoded(picture("RGB", 9, 9), "JPEG")):
-        for length in range(0, len(whole), 7):
-            try:
-                open_image(io.BytesIO(whole[:length]))
-            except ImageError as error:
-                assert str(error).isprintable()
-
-
 @pytest.mark.parametrize(
     ("source", "words"),
     [
@@ -353,7 +241,7 @@ def test_an_unusable_array_gives_one_line_that_says_why(source, words):
         (io.BytesIO(b"text"), "not a picture"),
         (None, "NoneType"),
         ([1, 2], "list"),
-        (PNG, "bytes"),
+        (encoded(picture("RGB")), "bytes"),
     ],
     ids=["no width", "no height", "mode La", "negative", "NaN", "text file", "bytes that are no picture", "None", "list", "bytes"],
 )
@@ -365,110 +253,3 @@ def test_a_transparency_that_is_no_colour_gives_one_line():
     image = picture("RGB")
     image.info["transparency"] = b"odd"
     assert "cannot convert mode RGB" in error_of(image)
-
-
-def test_a_closed_pil_image_and_a_named_file_object_are_named(tmp_path):
-    path = file_with(PNG, tmp_path, "closed.png")
-    closed = Image.open(path)
-    closed.close()
-    assert str(path) in error_of(closed)
-    with file_with(b"no picture", tmp_path, "text.png").open("rb") as file:
-        assert "text.png" in error_of(file)
-
-
-class Site(http.server.BaseHTTPRequestHandler):
-    """A few addresses, good and bad."""
-
-    stop = threading.Event()
-
-    def do_GET(self):
-        redirects = {"/moved": "/cat.png", "/to-ftp": "ftp://127.0.0.1/a.png", "/to-file": f"file://{__file__}", "/loop": "/loop"}
-        if self.path in redirects:
-            self.answer(302, b"", Location=redirects[self.path])
-        elif self.path == "/drip":
-            self.answer(200, b"", **{"Content-Length": "1000000"})
-            while not self.stop.wait(0.05):
-                self.wfile.write(b"x")
-        elif self.path == "/stated-too-large":
-            self.answer(200, PNG, **{"Content-Length": "10000000"})
-        elif self.path == "/cut":
-            self.answer(200, PNG[:500], **{"Content-Length": str(len(PNG))})
-        else:
-            bodies = {"/cat.png": PNG, "/k%C3%B6ln%20x.png?a=b&c=%25": PNG, "/page": b"<html>", "/large": bytes(100_000)}
-            self.answer(200 if self.path in bodies else 404, bodies.get(self.path, b"nothing here"))
-
-    def answer(self, status: int, body: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for key, value in headers.items():
-            self.send_header(key, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_args):
-        """Tests are quiet."""
-
-
-@pytest.fixture
-def site(monkeypatch):
-    """Address of a server on this machine that no proxy stands before."""
-    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    stop = threading.Event()
-    handler = type("QuietSite", (Site,), {"stop": stop})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=functools.partial(server.serve_forever, poll_interval=0.01))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        stop.set()
-        server.shutdown()
-        thread.join()
-
-
-@pytest.mark.parametrize("path", ["/cat.png", "/moved", "/köln x.png?a=b&c=%25"])
-def test_an_address_is_downloaded(site, path):
-    assert np.array_equal(np.asarray(open_image(site + path)), np.asarray(picture("RGB", 200, 100)))
-    assert open_image(site.replace("http", "HTTP") + path).size == (200, 100)
-
-
-@pytest.mark.parametrize(
-    ("path", "words"),
-    [
-        ("/missing", "404"),
-        ("/page", "not a picture"),
-        ("/cut", "cut short"),
-        ("/to-ftp", "unknown url type: ftp"),
-        ("/to-file", "not allowed"),
-        ("/loop", "302"),
-    ],
-)
-def test_a_bad_address_gives_one_line_that_names_it(site, path, words):
-    message = error_of(site + path)
-    assert words in message
-    assert site + path in message
-
-
-def test_an_address_is_refused_when_downloads_are_off(site):
-    message = error_of(f"{site}/cat.png", allow_download=False)
-    assert "switched off" in message
-    assert f"{site}/cat.png" in message
-
-
-@pytest.mark.parametrize("path", ["/large", "/stated-too-large"])
-def test_a_download_stops_at_its_size_limit(site, path, monkeypatch):
-    monkeypatch.setattr(image_module, "MAX_DOWNLOAD_BYTES", 99_999)
-    assert "larger than 99999 bytes" in error_of(site + path)
-
-
-def test_a_download_that_drips_stops_at_its_time_limit(site, monkeypatch):
-    monkeypatch.setattr(image_module, "DOWNLOAD_TIMEOUT", 0.3)
-    assert "not done after 0.3 s" in error_of(f"{site}/drip")
-
-
-@pytest.mark.parametrize(
-    "address", ["http://", "http://[bad/a", "http://127.0.0.1:port/a", "http://127.0.0.1:1/a\r\nb", "http://\udcff"]
-)
-def test_an_address_that_leads_nowhere_gives_one_line(address, monkeypatch):
-    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-    assert "cannot be downloaded" in error_of(address)

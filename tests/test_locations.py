@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from mlx_paligemma.common.locations import Location, detections, format_location, parse_locations, paste_mask
+from mlx_paligemma.common.locations import Location, format_location, parse_detections, parse_locations, paste_mask
 
 CODES = tuple(range(16))
 SEGS = "".join(f"<seg{code:03d}>" for code in CODES)
@@ -108,12 +108,12 @@ def test_an_object_without_a_label_is_its_tokens_alone():
 
 
 def test_boxes_are_in_pixels_of_the_picture():
-    (found,) = detections(f"{BOX} cat", width=640, height=480)
+    (found,) = parse_detections(f"{BOX} cat", width=640, height=480)
     assert (found.label, found.box, found.score, found.mask) == ("cat", (80, 120, 320, 360), None, None)
 
 
 def test_without_a_decoder_masks_are_left_out_and_boxes_stay():
-    (found,) = detections(f"{BOX}{SEGS} cat", width=64, height=64)
+    (found,) = parse_detections(f"{BOX}{SEGS} cat", width=64, height=64)
     assert found.mask is None
 
 
@@ -125,14 +125,14 @@ def test_all_masks_of_an_answer_are_decoded_at_once_and_each_goes_to_its_object(
         return np.where(codes[:, :1, None] == 7, 1.0, -1.0) * np.ones((len(codes), 64, 64))  # full where the first code is 7
 
     full = SEGS.replace("<seg000>", "<seg007>")
-    found = detections(f"{BOX}{SEGS} a ; {BOX} b ; {BOX}{full} c", width=64, height=32, decode_masks=decode)
+    found = parse_detections(f"{BOX}{SEGS} a ; {BOX} b ; {BOX}{full} c", width=64, height=32, decode_masks=decode)
     assert [codes.shape for codes in calls] == [(2, 16)]
     assert [None if d.mask is None else int(d.mask.sum()) for d in found] == [0, None, 24 * 16]
     assert all(d.mask is None or (d.mask.shape == (32, 64) and d.mask.dtype == bool) for d in found)
 
 
 def test_a_decoder_is_not_asked_where_no_mask_is():
-    assert len(detections(f"{BOX} cat", 9, 9, decode_masks=lambda codes: pytest.fail("asked"))) == 1
+    assert len(parse_detections(f"{BOX} cat", 9, 9, decode_masks=lambda codes: pytest.fail("asked"))) == 1
 
 
 FULL = np.ones((64, 64), dtype=np.float32)

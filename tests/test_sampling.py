@@ -12,13 +12,14 @@ from PIL import Image
 
 import mlx_paligemma
 import torch_ref
-from mlx_paligemma import generation as mlx_generation
+from mlx_paligemma import next_token as mlx_next_token
 from mlx_paligemma.common.checkpoint import read_checkpoint
+from mlx_paligemma.common.decoding import Request
 from mlx_paligemma.common.errors import OptionError
 from mlx_paligemma.common.processor import PaliGemmaProcessor
 from mlx_paligemma.common.sampling import SamplingOptions
 from mlx_paligemma.weights import load_model as load_mlx
-from torch_ref import generation as torch_generation
+from torch_ref import next_token as torch_next_token
 from torch_ref.weights import load_model as load_torch
 
 PICTURES = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (30, 40, 3), dtype=np.uint8)) for i in range(3)]
@@ -64,23 +65,21 @@ def test_a_seed_is_kept_and_without_one_every_call_has_another():
 
 
 def filtered_by_mlx(scores, options):
-    return np.array(mlx_generation._filtered(mx.array(scores), options))
+    return np.array(mlx_next_token._filtered(mx.array(scores), options))
 
 
 def filtered_by_torch(scores, options):
-    return torch_generation._filtered(torch.from_numpy(scores), options).numpy()
+    return torch_next_token._filtered(torch.from_numpy(scores), options).numpy()
 
 
 def draws_of_mlx(scores, options, count):
-    keys = mx.random.split(mx.random.key(options.first_seed()), count)
-    logits = mx.array(scores)[None, None]
-    return [int(mlx_generation._next_tokens(logits, options, key)[0]) for key in keys]
+    choose = mlx_next_token.TokenChooser(Request(None, options, first_loc=0, plan=None))
+    return [int(choose(mx.array(scores)[None, None])[0][0]) for _ in range(count)]
 
 
 def draws_of_torch(scores, options, count):
-    noise = torch.Generator().manual_seed(options.first_seed())
-    logits = torch.from_numpy(scores)[None, None]
-    return [int(torch_generation._next_tokens(logits, options, noise)[0]) for _ in range(count)]
+    choose = torch_next_token.TokenChooser(Request(None, options, first_loc=0, plan=None), torch.device("cpu"))
+    return [int(choose(torch.from_numpy(scores)[None, None])[0][0]) for _ in range(count)]
 
 
 @pytest.fixture(params=[filtered_by_mlx, filtered_by_torch], ids=["mlx", "torch"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mlx_paligemma.common.checkpoint import EMBEDDING, HEAD, PATCHES, Checkpoint, check_dtype, read_checkpoint
 from mlx_paligemma.common.hub import find_folder
-from mlx_paligemma.common.locations import MaskDecoder
+from mlx_paligemma.common.locations import MaskDecoder, MaskEncoder
 from mlx_paligemma.common.mask_codec import FILE_NAME, read_mask_codec
 from mlx_paligemma.common.processor import PaliGemmaProcessor
 from mlx_paligemma.common.tokenizer import PaliGemmaTokenizer
@@ -43,7 +44,7 @@ def load(
     checkpoint = read_checkpoint(folder)
     tokenizer = PaliGemmaTokenizer.from_folder(folder)
     network = load_model(checkpoint, dtype or ("float32" if model is None else None), place)
-    return network, PaliGemmaProcessor(network.config, tokenizer, load_mask_decoder(folder))
+    return network, PaliGemmaProcessor(network.config, tokenizer, *mask_functions(folder))
 
 
 def load_model(checkpoint: Checkpoint, dtype: str | None = None, device: torch.device = torch.device("cpu")) -> PaliGemma:
@@ -60,10 +61,10 @@ def load_model(checkpoint: Checkpoint, dtype: str | None = None, device: torch.d
     return model.eval().requires_grad_(False)
 
 
-def load_mask_decoder(folder: Path) -> MaskDecoder | None:
-    """The decoder of the folder's mask codec, read on first use; None where the folder has none."""
+def mask_functions(folder: Path) -> tuple[MaskDecoder, MaskEncoder] | tuple[None, None]:
+    """Decoder and encoder of the folder's mask codec, which is read on first use; None where the folder has none."""
     path = folder / FILE_NAME
-    return _lazy_decoder(path) if path.exists() else None
+    return _lazy_functions(path) if path.exists() else (None, None)
 
 
 def load_mask_codec(path: Path) -> MaskCodec:
@@ -74,15 +75,18 @@ def load_mask_codec(path: Path) -> MaskCodec:
     return codec.eval().requires_grad_(False)
 
 
-def _lazy_decoder(path: Path) -> MaskDecoder:
-    codecs: list[MaskCodec] = []
+def _lazy_functions(path: Path) -> tuple[MaskDecoder, MaskEncoder]:
+    @cache
+    def codec() -> MaskCodec:
+        return load_mask_codec(path)
 
     def decode(codes: np.ndarray) -> np.ndarray:
-        if not codecs:
-            codecs.append(load_mask_codec(path))
-        return codecs[0].decode(torch.from_numpy(codes))[..., 0].numpy()
+        return codec().decode(torch.from_numpy(codes))[..., 0].numpy()
 
-    return decode
+    def encode(masks: np.ndarray) -> np.ndarray:
+        return codec().encode(torch.from_numpy(masks)[..., None]).numpy()
+
+    return decode, encode
 
 
 def _read_tensors(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Tensor]]:

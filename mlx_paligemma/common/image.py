@@ -6,26 +6,19 @@ rule for pictures of more than 8 bits per value (Pillow clips them to white): th
 
 from __future__ import annotations
 
-import http.client
 import io
 import os
-import string
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from .download import download
 from .errors import ImageError
+from .image_file import read_image
 
 ImageSource = str | os.PathLike[str] | BinaryIO | Image.Image | NDArray[Any]
-
-MAX_DOWNLOAD_BYTES = 64 * 2**20
-DOWNLOAD_TIMEOUT = 30.0  # seconds, for a silence as for the whole download
 
 
 def open_image(source: ImageSource, allow_download: bool = True) -> Image.Image:
@@ -35,6 +28,7 @@ def open_image(source: ImageSource, allow_download: bool = True) -> Image.Image:
         source: a path, a binary file object (read from its start), an http(s) address, a PIL image, or an array [height, width]
             or [height, width, 1, 3 or 4] of bool, uint8, uint16 or floats. Of an animation the first frame counts.
             The EXIF orientation is applied to files and PIL images alike; a damaged EXIF block is ignored.
+            HEIC files need the package pillow-heif, which then stays among Pillow's readers.
         allow_download: whether an address may be fetched.
 
     Raises:
@@ -46,13 +40,13 @@ def open_image(source: ImageSource, allow_download: bool = True) -> Image.Image:
     if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
         if not allow_download:
             raise ImageError(f"{name} would have to be downloaded, which is switched off; give a file on this machine")
-        source = io.BytesIO(_download(source, name))
+        source = io.BytesIO(download(source, name))
     if isinstance(source, io.TextIOBase):
         raise ImageError(f"{name} is open as text; open it in binary mode, 'rb'")
     if not isinstance(source, (str, os.PathLike, Image.Image)) and not hasattr(source, "read"):
         kind = type(source).__name__
         raise ImageError(f"{kind} is no kind of picture; give a path, an address, a binary file, a PIL image or a NumPy array")
-    return _to_rgb(_decode(source, name), name)
+    return _to_rgb(read_image(source, name), name)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -135,81 +129,6 @@ def _to_bytes(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
 def _refuse_negative(values: NDArray[Any], name: str) -> None:
     if values.min() < 0:
         raise ImageError(f"{name} holds values below 0 (down to {values.min()}); scale them to [0, 1] or [0, 255] first")
-
-
-def _decode(source: str | os.PathLike[str] | BinaryIO | Image.Image, name: str) -> Image.Image:
-    try:
-        if isinstance(source, Image.Image):
-            return _upright(source)
-        with Image.open(source) as image:
-            if image.format == "EPS":  # Pillow would hand the file, which is a program, to Ghostscript
-                raise ImageError(f"{name} is a PostScript program, not a picture; save it as PNG or JPEG first")
-            return _upright(image)
-    except ImageError:
-        raise
-    except Exception as error:  # noqa: BLE001 - a damaged file makes Pillow's readers raise nearly anything
-        raise ImageError(_complaint(name, error)) from None
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    image.load()
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # noqa: BLE001 - the pixels are read; a damaged EXIF block is no reason to refuse them
-        return image.copy()
-
-
-def _complaint(name: str, error: Exception) -> str:
-    match error:
-        case FileNotFoundError():
-            return f"{name}: no such file; give a picture's path or its http(s) address"
-        case IsADirectoryError():
-            return f"{name} is a folder; give a picture inside it"
-        case PermissionError():
-            return f"{name} cannot be read: permission denied; change its permissions or copy it"
-        case UnidentifiedImageError():
-            return f"{name} is not a picture that Pillow can read; save it as PNG or JPEG first"
-        case Image.DecompressionBombError() | Image.DecompressionBombWarning():
-            return f"{name} has more pixels than Pillow's safety limit of {2 * (Image.MAX_IMAGE_PIXELS or 0)}; shrink it first"
-        case OSError(strerror=str(reason)):
-            return f"{name} cannot be read ({reason}); check the path and the disk"
-    return f"{name} is damaged or cut short ({_reason(error)}); copy or download it again"
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
-
-
-def _download(address: str, name: str) -> bytes:
-    deadline = time.monotonic() + DOWNLOAD_TIMEOUT
-    content = bytearray()
-    try:
-        ascii_address = urllib.parse.quote(address, safe=string.punctuation)  # quotes spaces and letters outside ASCII only
-        request = urllib.request.Request(ascii_address, headers={"User-Agent": "mlx-paligemma"})  # some sites refuse urllib's own
-        with _http_opener().open(request, timeout=DOWNLOAD_TIMEOUT) as response:
-            while chunk := response.read1(2**16):
-                content += chunk
-                if len(content) + (response.length or 0) > MAX_DOWNLOAD_BYTES:
-                    raise ImageError(f"{name} is larger than {MAX_DOWNLOAD_BYTES} bytes; download it yourself and shrink it")
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"not done after {DOWNLOAD_TIMEOUT:g} s")
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise ImageError(f"{name}: the server answered {error.code} {_reason(error)}; check the address") from None
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise ImageError(f"{name} cannot be downloaded ({_reason(error)}); check the address and the network") from None
-    return bytes(content)
-
-
-def _http_opener() -> urllib.request.OpenerDirector:
-    """An opener that knows http and https alone, so that no redirect leads to a file or to ftp."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler, urllib.request.UnknownHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler, urllib.request.HTTPRedirectHandler, urllib.request.HTTPErrorProcessor,
-    ):  # fmt: skip
-        opener.add_handler(handler())
-    return opener
 
 
 def _name(source: object) -> str:

@@ -7,19 +7,26 @@ for, then a label. Objects are separated by " ; ".
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
-from .results import Detection
+from .errors import PromptError
+from .mask_codec import MASK_SIZE
+from .results import Detection, Detections
 from .tokenizer import LOC_TOKENS, NUM_LOC, NUM_SEG, SEG_TOKENS
 
 MaskDecoder = Callable[[np.ndarray], np.ndarray]  # codes int [n, 16] -> masks float32 [n, 64, 64], about -1 outside and 1 inside
+MaskEncoder = Callable[[np.ndarray], np.ndarray]  # masks float32 [n, 64, 64] in [0, 1] -> codes int [n, 16]
 CODES_PER_MASK = 16
+NEAR = 16  # bins to either side that count as the same place: 1/64 of the picture
+BINS = NUM_LOC  # a bin is a coordinate times this; big_vision's evaluation uses 1023
 _OBJECT = re.compile(r"((?:<loc[0-9]{4}>){4})\s*((?:<seg[0-9]{3}>){16})?([^<>;]*)")
+_LOCS = re.compile(r"(?:<loc[0-9]{4}>)+")
 
 
 @dataclass(frozen=True)
@@ -29,28 +36,73 @@ class Location:
     label: str
     box: tuple[float, float, float, float]
     codes: tuple[int, ...] = ()
+    offset: int = field(default=0, compare=False)  # characters of the answer before its first loc token
 
 
-def parse_locations(text: str) -> list[Location]:
-    """The complete objects in an answer. Bins decode as bin / 1024; empty, reversed and out-of-range ones are left out."""
+def parse_locations(text: str, bins: int = BINS) -> list[Location]:
+    """The complete objects in an answer. A bin decodes as bin / bins; empty, reversed and out-of-range boxes are left out.
+
+    bins is 1024, as in Google's demonstration, or 1023, as in big_vision's evaluation: at the far edge that is a difference
+    of a thousandth of the picture.
+    """
     found = []
     for match in _OBJECT.finditer(text):
-        bins, codes = _numbers(match[1]), _numbers(match[2] or "")
-        y0, x0, y1, x1 = (value / NUM_LOC for value in bins)
-        if max(bins) < NUM_LOC and max(codes, default=0) < NUM_SEG and y1 > y0 and x1 > x0:
-            found.append(Location(match[3].strip(), (x0, y0, x1, y1), codes))
+        corners, codes = _numbers(match[1]), _numbers(match[2] or "")
+        y0, x0, y1, x1 = (value / bins for value in corners)
+        if max(corners) < NUM_LOC and max(codes, default=0) < NUM_SEG and y1 > y0 and x1 > x0:
+            found.append(Location(match[3].strip(), (x0, y0, x1, y1), codes, match.start()))
     return found
 
 
-def detections(text: str, width: int, height: int, decode_masks: MaskDecoder | None = None) -> tuple[Detection, ...]:
-    """The objects in an answer about a picture of width x height pixels; without a mask decoder, their boxes alone."""
-    found = parse_locations(text)
+def count_dropped(text: str) -> int:
+    """How many objects `parse_locations` leaves out: those refused, and runs of loc tokens that make no whole box."""
+    refused = len(_OBJECT.findall(text)) - len(parse_locations(text))
+    return refused + len(_LOCS.findall(_OBJECT.sub(" ", text)))
+
+
+def parse_detections(
+    text: str,
+    width: int,
+    height: int,
+    decode_masks: MaskDecoder | None = None,
+    *,
+    bins: int = BINS,
+    nearby: Mapping[int, float] | None = None,
+) -> Detections:
+    """The objects in an answer about a picture of width x height pixels; without a mask decoder, their boxes alone.
+
+    nearby has, by the characters before each loc token, the probability of the bins around it (see `Detection.score`);
+    without it there are no scores.
+    """
+    found = parse_locations(text, bins)
     masks: dict[int, np.ndarray] = {}
     with_codes = [index for index, location in enumerate(found) if location.codes]
     if with_codes and decode_masks is not None:
         decoded = decode_masks(np.array([found[index].codes for index in with_codes]))
         masks = dict(zip(with_codes, decoded, strict=True))
-    return tuple(_detection(location, width, height, masks.get(index)) for index, location in enumerate(found))
+    items = []
+    for index, location in enumerate(found):
+        box = _in_pixels(location.box, width, height)
+        mask = paste_mask(masks[index], box, width, height) if index in masks else None
+        items.append(Detection(location.label, box, _score(location, nearby or {}), mask))
+    return Detections(tuple(items), width, height, count_dropped(text))
+
+
+def format_detections(detections: Detections, encode_masks: MaskEncoder | None = None, *, bins: int = BINS) -> str:
+    """The answer that stands for these objects, to write data sets with; masks are encoded where an encoder is given.
+
+    Raises:
+        PromptError: a label holds a mark that would end it.
+    """
+    parts = []
+    for item in detections:
+        codes: Sequence[int] = ()
+        if item.mask is not None and encode_masks is not None:
+            codes = encode_masks(crop_mask(item.mask, item.box)[None])[0].tolist()
+        x0, y0, x1, y1 = item.box
+        box = (x0 / detections.width, y0 / detections.height, x1 / detections.width, y1 / detections.height)
+        parts.append(format_location(box, item.label, codes, bins))
+    return " ; ".join(parts)
 
 
 def paste_mask(mask: np.ndarray, box: Sequence[float], width: int, height: int) -> np.ndarray:
@@ -63,16 +115,39 @@ def paste_mask(mask: np.ndarray, box: Sequence[float], width: int, height: int) 
     return whole
 
 
-def _detection(location: Location, width: int, height: int, mask: np.ndarray | None) -> Detection:
-    x0, y0, x1, y1 = location.box
-    box = (x0 * width, y0 * height, x1 * width, y1 * height)
-    return Detection(location.label, box, mask=None if mask is None else paste_mask(mask, box, width, height))
+def crop_mask(mask: np.ndarray, box: Sequence[float]) -> np.ndarray:
+    """A whole picture's bool mask, cut to a box (pixels, rounded) and stretched for an encoder: float32 [64, 64] in [0, 1]."""
+    x0, y0, x1, y1 = (round(value) for value in box)
+    cut = mask[y0:y1, x0:x1]
+    if not cut.size:
+        return np.zeros((MASK_SIZE, MASK_SIZE), dtype=np.float32)
+    gray = Image.fromarray(cut.astype(np.uint8) * 255)
+    return np.asarray(gray.resize((MASK_SIZE, MASK_SIZE), Image.Resampling.BILINEAR), dtype=np.float32) / 255
 
 
-def format_location(box: Sequence[float], label: str, codes: Sequence[int] = ()) -> str:
-    """The text of one object. box is (x0, y0, x1, y1) in fractions; a bin is the nearest of 1024, at most 1023."""
-    x0, y0, x1, y1 = (LOC_TOKENS[min(max(round(value * NUM_LOC), 0), NUM_LOC - 1)] for value in box)
+def format_location(box: Sequence[float], label: str, codes: Sequence[int] = (), bins: int = BINS) -> str:
+    """The text of one object. box is (x0, y0, x1, y1) in fractions; a bin is the nearest, from 0 to 1023.
+
+    Raises:
+        PromptError: the label holds a mark that would end it.
+    """
+    if set(label) & set("<>;"):
+        raise PromptError(f"the label {label!r} holds one of < > ; which end a label in PaliGemma's answers; take it out")
+    x0, y0, x1, y1 = (LOC_TOKENS[min(max(round(value * bins), 0), NUM_LOC - 1)] for value in box)
     return f"{y0}{x0}{y1}{x1}{''.join(SEG_TOKENS[code] for code in codes)} {label}".rstrip()
+
+
+def _in_pixels(box: tuple[float, float, float, float], width: int, height: int) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = box
+    return x0 * width, y0 * height, x1 * width, y1 * height
+
+
+def _score(location: Location, nearby: Mapping[int, float]) -> float | None:
+    """The geometric mean over the four loc tokens."""
+    offsets = [location.offset + i * len(LOC_TOKENS[0]) for i in range(4)]
+    if not all(offset in nearby for offset in offsets):
+        return None
+    return math.prod(nearby[offset] for offset in offsets) ** 0.25
 
 
 def _numbers(tokens: str) -> tuple[int, ...]:

@@ -7,15 +7,17 @@ Source: PaliGemma, arXiv:2407.07726, figure 2. A row is [padding][image tokens][
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import cast
 
 import numpy as np
 
 from .config import PaliGemmaConfig
 from .errors import CheckpointError, PromptError
+from .grammar import Grammar, build_grammar
 from .image import ImageSource, open_image, pixel_values
-from .locations import MaskDecoder
+from .locations import MaskDecoder, MaskEncoder
 from .tokenizer import PaliGemmaTokenizer
 
 IGNORED = -100  # label of a position that is not trained
@@ -31,6 +33,7 @@ class ModelInputs:
     padding: np.ndarray | None = None  # int32 [B], columns of left padding; None: nowhere any
     prefix_length: np.ndarray | None = None  # int32 [B], tokens before the suffix, image tokens included; None: no suffix
     labels: np.ndarray | None = None  # int32 [B, L], the token itself where it is a target, else -100; None: no suffix
+    pictures: np.ndarray | None = None  # int32 [B], pictures of each row; None: I everywhere
 
     @property
     def attention_mask(self) -> np.ndarray:
@@ -52,16 +55,28 @@ class ModelInputs:
 
 
 class PaliGemmaProcessor:
-    """Knows a checkpoint's picture size, image token and vocabulary, and how to decode its masks."""
+    """Knows a checkpoint's picture size, image token and vocabulary, and how to decode and encode its masks."""
 
-    def __init__(self, config: PaliGemmaConfig, tokenizer: PaliGemmaTokenizer, decode_masks: MaskDecoder | None = None):
-        """`decode_masks` comes from the backend that loaded the checkpoint; None where the folder has no mask codec.
+    def __init__(
+        self,
+        config: PaliGemmaConfig,
+        tokenizer: PaliGemmaTokenizer,
+        decode_masks: MaskDecoder | None = None,
+        encode_masks: MaskEncoder | None = None,
+    ):
+        """The mask functions come from the backend that loaded the checkpoint; None where the folder has no mask codec.
 
         Raises:
             CheckpointError: the configuration and the vocabulary do not belong together.
         """
         _check_ids(config, tokenizer)
-        self.config, self.tokenizer, self.decode_masks = config, tokenizer, decode_masks
+        self.config, self.tokenizer = config, tokenizer
+        self.decode_masks, self.encode_masks = decode_masks, encode_masks
+
+    @cached_property
+    def grammar(self) -> Grammar:
+        """The form of answers about places, for this vocabulary."""
+        return build_grammar(self.tokenizer, self.config.text.vocab_size)
 
     def __call__(
         self,
@@ -78,7 +93,8 @@ class PaliGemmaProcessor:
         rows = picture_rows(images)
         _check_batch(rows, prompts, suffixes)
         prefixes = [self._prefix(prompt, len(row)) for prompt, row in zip(prompts, rows, strict=True)]
-        return self._pad(prefixes, suffixes, self._pixels(rows))
+        counts = np.array([len(row) for row in rows], dtype=np.int32)
+        return replace(self._pad(prefixes, suffixes, self._pixels(rows)), pictures=counts)
 
     def text_inputs(self, pairs: Sequence[tuple[str, str]]) -> ModelInputs:
         """The text side of a training batch of (prefix, suffix), each with one picture; `pixel_values` is empty [B, 0, ...]."""

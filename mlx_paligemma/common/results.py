@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 class Detection:
     """One located object, in pixels of the original picture.
 
-    score is the geometric mean of the probabilities that the model gave to the object's four loc tokens: of each the
-    softmax over the whole vocabulary at temperature 1, before top-k, top-p, min-p and grammar. It says how sure the model
-    is of the place, given everything written before. None where the text did not come from a model.
+    score is the model's confidence in the place: the geometric mean, over the object's four loc tokens, of the probability
+    that the model gave to the bins around the one chosen (16 to either side, 1/64 of the picture), given everything written
+    before. The probability is the softmax over the whole vocabulary at temperature 1, before top-k, top-p, min-p and
+    grammar. Neighbours count because the model spreads its belief over bins that are a pixel apart: the probability of
+    a single bin says how fine the bins are rather than how sure the box is. None where the text did not come from a model.
     """
 
     label: str

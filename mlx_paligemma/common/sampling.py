@@ -1,4 +1,4 @@
-"""How the next token is chosen, and how many: the options, and their checks."""
+"""How the next token is chosen, how many, and what is told of them: the options, and their checks."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ class SamplingOptions:
     top_k: int = 0  # keep this many; 0: all
     min_p: float = 0.0  # keep tokens at least this likely compared with the likeliest
     seed: int | None = None  # None: another one each time
+    grammar: bool = True  # hold answers to "detect" and "segment" to their form, see grammar.py
+    token_logprobs: bool = False  # put them into the result
+    min_score: float = 0.0  # leave out detections with a lower score
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> SamplingOptions:
@@ -39,7 +42,10 @@ class SamplingOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise OptionError(f"{name} is {value!r}; it must be a whole number of at least {least}")
-        for name, highest in (("temperature", sys.float_info.max), ("top_p", 1.0), ("min_p", 1.0)):
+        for name in ("grammar", "token_logprobs"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name} is {getattr(self, name)!r}; it must be True or False")
+        for name, highest in (("temperature", sys.float_info.max), ("top_p", 1.0), ("min_p", 1.0), ("min_score", 1.0)):
             value = getattr(self, name)
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not is_number or not 0 <= value <= highest:

@@ -80,6 +80,10 @@ class PaliGemmaTokenizer:
         text: str = self._pieces.decode(self.visible(ids))
         return text
 
+    def texts(self) -> list[str]:
+        """What each piece stands for in a text; "" for control pieces, a byte's Latin-1 character for byte pieces."""
+        return [self._text(index) for index in range(self.size)]
+
     def stream(self) -> TextStream:
         """A decoder for ids that arrive one at a time."""
         return TextStream(self)
@@ -95,6 +99,14 @@ class PaliGemmaTokenizer:
             if all(map(self._pieces.is_byte, ids[count:])) and _begins_character(self._bytes(ids[count:])):
                 return count
         return len(ids)
+
+    def _text(self, index: int) -> str:
+        if self._pieces.is_control(index) or self._pieces.is_unknown(index):
+            return ""
+        if self._pieces.is_byte(index):
+            return self._bytes([index]).decode("latin-1")
+        text: str = self._pieces.id_to_piece(index)
+        return text.replace("\u2581", " ")  # SentencePiece's mark for a space
 
     def _bytes(self, ids: Sequence[int]) -> bytes:
         return bytes(int(self._pieces.id_to_piece(i)[3:5], 16) for i in ids)  # "<0x41>"

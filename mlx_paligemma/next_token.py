@@ -1,0 +1,174 @@
+"""From the scores of the last position to the next token, on the device. Twin of torch_ref/next_token.py.
+
+Sampling with its filters, the grammar of answers about places, and what is told of the tokens chosen.
+Axes: B rows, V vocabulary rows, M objects that fit into an answer.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from .common.decoding import Request
+from .common.grammar import BOXED, HASH_FACTOR, LABEL, LOC1, MASKED, GrammarPlan, Kind
+from .common.locations import NEAR
+from .common.sampling import SamplingOptions
+from .common.tokenizer import NUM_LOC
+
+
+class GrammarWalk:
+    """Where each row stands in the grammar, and the objects that it has named so far. Unused places hold -1."""
+
+    def __init__(self, plan: GrammarPlan):
+        grammar, rows, objects = plan.grammar, len(plan.start), plan.capacity
+        self.first_loc, self.eos = grammar.first_loc, grammar.eos
+        self.kinds, self.allowed = mx.array(grammar.kinds), mx.array(grammar.allowed)
+        self.following, self.cost = mx.array(grammar.following), mx.array(grammar.cost)
+        self.state, self.left, self.names = mx.array(plan.start), mx.array(plan.budget), mx.array(plan.names)
+        self.short_hashes = mx.array(plan.prefixes[..., 0]).astype(mx.uint32)
+        self.short_lengths = mx.array(plan.prefixes[..., 1]).astype(mx.int32)
+        self.box = mx.full((rows, 4), -2, dtype=mx.int32)  # y0, x0, y1, x1 of the object being written
+        self.hash, self.length = mx.zeros(rows, dtype=mx.uint32), mx.zeros(rows, dtype=mx.int32)  # of its label so far
+        self.count = mx.zeros(rows, dtype=mx.int32)  # objects before it
+        self.boxes = mx.full((rows, objects, 4), -1, dtype=mx.int32)
+        self.hashes, self.lengths = mx.zeros((rows, objects), dtype=mx.uint32), mx.full((rows, objects), -1, dtype=mx.int32)
+
+    def possible(self) -> mx.array:
+        """Bool [B, V]: the tokens that may come next. Never none: the form comes before the rules about boxes."""
+        kinds = self.allowed[self.state] & ~(self._is_repeated()[:, None] & _is_end())
+        form = kinds[:, self.kinds]
+        fine = form & ~self._banned(form.shape[1])
+        return mx.where(fine.any(-1, keepdims=True), fine, form)
+
+    def in_budget(self, tokens: mx.array) -> mx.array:
+        """Int [B] -> int [B]: eos where the answer could not be ended in time after this token."""
+        return mx.where(self.cost[self.state, self.kinds[tokens]] > self.left, self.eos, tokens)
+
+    def advance(self, tokens: mx.array) -> None:
+        """Take the next token of every row, int [B]."""
+        kind = self.kinds[tokens]
+        in_object = self._in_object()
+        self._store(in_object & (kind == Kind.SEPARATOR))
+        is_loc = (kind == Kind.LOC) & (self.state != 0)
+        place = mx.where((self.state >= LOC1) & (self.state < BOXED), self.state - LOC1 + 1, 0)[:, None]
+        box = mx.where(place == 0, -2, self.box)
+        box = mx.where(mx.arange(4) == place, (tokens - self.first_loc)[:, None], box)
+        self.box = mx.where(is_loc[:, None], box, self.box)
+        is_label = in_object & ((kind == Kind.TEXT) | (kind == Kind.BLANK))
+        longer = self.hash * mx.array(HASH_FACTOR, dtype=mx.uint32) + tokens.astype(mx.uint32) + 1
+        self.hash = mx.where(is_loc, 0, mx.where(is_label, longer, self.hash)).astype(mx.uint32)
+        self.length = mx.where(is_loc, 0, self.length + is_label)
+        self.state, self.left = self.following[self.state, kind], self.left - 1
+
+    def _in_object(self) -> mx.array:
+        """Bool [B]: all four loc tokens are there, and the label may be written or ended."""
+        return (self.state == BOXED) | (self.state == MASKED) | (self.state == LABEL)
+
+    def _twins(self) -> mx.array:
+        """Bool [B, M]: earlier objects with exactly this box."""
+        return (self.boxes == self.box[:, None]).all(-1) & self._in_object()[:, None]
+
+    def _is_repeated(self) -> mx.array:
+        """Bool [B]: to end the object here would repeat an earlier one."""
+        same = (self.hashes == self.hash[:, None]) & (self.lengths == self.length[:, None])
+        return (self._twins() & same).any(-1)
+
+    def _banned(self, rows: int) -> mx.array:
+        """Bool [B, V]: loc tokens that would reverse a box, and tokens that would make an object for the second time."""
+        ids = mx.arange(rows)
+        least = mx.where(self.state == LOC1 + 1, self.box[:, 0], mx.where(self.state == LOC1 + 2, self.box[:, 1], 0))
+        reversed_box = (ids >= self.first_loc) & (ids < self.first_loc + least[:, None])
+        again = mx.zeros((reversed_box.shape[0], rows + 1), dtype=mx.bool_)  # the last column takes what bans nothing
+        places = mx.concatenate([self._last_bins(rows), self._last_words(rows)], axis=1)
+        again[mx.arange(len(places))[:, None], places] = True
+        return reversed_box | again[:, :-1]
+
+    def _last_bins(self, none: int) -> mx.array:
+        """Int [B, M]: loc tokens that would complete a box which every label of the prompt has got already; else `none`."""
+        begun = (self.boxes[..., :3] == self.box[:, None, :3]).all(-1) & (self.state == LOC1 + 2)[:, None]
+        times = (self.boxes[:, :, None] == self.boxes[:, None]).all(-1).sum(-1)
+        return mx.where(begun & (times >= self.names[:, None]), self.first_loc + self.boxes[..., 3], none)
+
+    def _last_words(self, none: int) -> mx.array:
+        """Int [B, M]: tokens that would complete the label of an earlier object with this box; else `none`.
+
+        Not where the prompt names something that begins with that label: "person" may still become "person with hat".
+        """
+        short = self.hashes[..., None] == self.short_hashes[:, None]
+        short = (short & (self.lengths[..., None] == self.short_lengths[:, None])).any(-1)
+        token = self.hashes - (self.hash * mx.array(HASH_FACTOR, dtype=mx.uint32) + 1)[:, None]
+        ends = self._twins() & (self.lengths == self.length[:, None] + 1) & (token < none) & ~short
+        return mx.where(ends, token.astype(mx.int32), none)
+
+    def _store(self, ended: mx.array) -> None:
+        here = (mx.arange(self.boxes.shape[1]) == self.count[:, None]) & ended[:, None]
+        self.boxes = mx.where(here[..., None], self.box[:, None], self.boxes)
+        self.hashes = mx.where(here, self.hash[:, None], self.hashes)
+        self.lengths = mx.where(here, self.length[:, None], self.lengths)
+        self.count = self.count + ended
+
+
+class TokenChooser:
+    """Chooses the next token of every row, step by step."""
+
+    def __init__(self, request: Request):
+        self.options, self.first_loc = request.options, request.first_loc
+        self.walk = None if request.plan is None else GrammarWalk(request.plan)
+        self.key = mx.random.key(request.options.first_seed())
+
+    def __call__(self, logits: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        """[B, 1, V] -> the fields of a `Step`: tokens int [B], -1 in rows with a score that is not finite; their
+        log-probability and the probability of the bins around them, float32 [B]; bool [B], whether the grammar changed them.
+        """
+        scores = logits[:, -1].astype(mx.float32)
+        finite = mx.isfinite(scores).all(axis=-1)
+        noise = self._noise(scores.shape[-1])
+        tokens = free = _choose(scores, self.options, noise)
+        if self.walk is not None:
+            tokens = self.walk.in_budget(_choose(mx.where(self.walk.possible(), scores, -mx.inf), self.options, noise))
+            self.walk.advance(tokens)
+        logprobs = scores - mx.logsumexp(scores, axis=-1, keepdims=True)
+        chosen = mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
+        return mx.where(finite, tokens, -1), chosen, self._nearby(logprobs, tokens), tokens != free
+
+    def _noise(self, rows: int) -> mx.array | None:
+        """[V], the same for every row of a batch; None: greedy. One key per step: the first tokens do not depend on max_tokens."""
+        if self.options.is_greedy:
+            return None
+        self.key, now = mx.random.split(self.key)
+        return mx.random.gumbel((rows,), key=now)
+
+    def _nearby(self, logprobs: mx.array, tokens: mx.array) -> mx.array:
+        """float32 [B]: what the bins around a loc token have together, 0 for other tokens."""
+        of_bins = logprobs[:, self.first_loc : self.first_loc + NUM_LOC]
+        bins = (tokens - self.first_loc)[:, None]
+        near = (mx.abs(mx.arange(of_bins.shape[1]) - bins) <= NEAR) & (bins >= 0) & (bins < NUM_LOC)
+        return mx.where(near, mx.exp(of_bins), 0).sum(axis=-1)
+
+
+def _choose(scores: mx.array, options: SamplingOptions, noise: mx.array | None) -> mx.array:
+    """float32 [B, V] -> int32 [B]; noise [V] is the same for every row, None: greedy."""
+    if noise is not None:
+        scores = _filtered(scores / options.temperature, options) + noise
+    return mx.argmax(scores, axis=-1).astype(mx.int32)
+
+
+def _is_end() -> mx.array:
+    """Bool [K]: kinds of tokens that end an object."""
+    return mx.array([kind in (Kind.SEPARATOR, Kind.EOS) for kind in Kind])
+
+
+def _filtered(scores: mx.array, options: SamplingOptions) -> mx.array:
+    """float32 [B, V] with -inf where top_k, top_p or min_p takes a token out."""
+    if 0 < options.top_k < scores.shape[-1]:
+        least = mx.topk(scores, options.top_k, axis=-1).min(axis=-1, keepdims=True)
+        scores = mx.where(scores < least, -mx.inf, scores)
+    if options.top_p < 1:
+        ordered = -mx.sort(-scores, axis=-1)
+        likely = mx.softmax(ordered, axis=-1)
+        kept = mx.cumsum(likely, axis=-1) - likely < options.top_p
+        least = mx.where(kept, ordered, mx.inf).min(axis=-1, keepdims=True)
+        scores = mx.where(scores < least, -mx.inf, scores)
+    if options.min_p > 0:
+        likely = mx.softmax(scores, axis=-1)
+        scores = mx.where(likely < options.min_p * likely.max(axis=-1, keepdims=True), -mx.inf, scores)
+    return scores
