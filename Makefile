@@ -7,7 +7,7 @@ FIND_PYTHON := for name in python3.12 python3.13 python3.11 python3.14 python3; 
 BIN := .venv/bin
 PICTURE := mlx_paligemma/demo/shapes.png
 
-.PHONY: help demo test check accuracy vocabulary train-demo real-size clean
+.PHONY: help demo test check accuracy acceptance vocabulary train-demo real-size clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -30,6 +30,9 @@ check: .venv/dev-ready ## lint, format and types
 accuracy: .venv/dev-ready ## the demo checkpoint's accuracy on 300 fresh scenes, in both backends
 	$(BIN)/python -m mlx_paligemma.demo.accuracy --scenes 300 --backend mlx
 	$(BIN)/python -m mlx_paligemma.demo.accuracy --scenes 300 --backend torch
+
+acceptance: .venv/dev-ready ## batches, scores, grammar, masks and memory over hundreds of answers
+	$(BIN)/python -m pytest tests/test_acceptance.py tests/test_grammar.py tests/test_locations.py --full -s
 
 vocabulary: .venv/dev-ready ## build the real vocabulary (needs npm); then `make test` checks it too
 	$(BIN)/python scripts/build_vocabulary.py

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .common.errors import PaliGemmaError
-    from .common.results import Chunk, Detection, GenerationResult, Stats
+    from .common.feature_cache import FeatureCache
+    from .common.locations import format_detections, parse_detections
+    from .common.results import Chunk, Detection, Detections, GenerationResult, Stats
     from .generation import as_mlx, batch_generate, generate, stream_generate
     from .weights import load
 
@@ -20,13 +22,17 @@ __version__ = "0.1.0"
 __all__ = [
     "Chunk",
     "Detection",
+    "Detections",
+    "FeatureCache",
     "GenerationResult",
     "PaliGemmaError",
     "Stats",
     "as_mlx",
     "batch_generate",
+    "format_detections",
     "generate",
     "load",
+    "parse_detections",
     "stream_generate",
 ]
 
@@ -38,6 +44,10 @@ _HOME = {
     "as_mlx": "generation",
     "Chunk": "common.results",
     "Detection": "common.results",
+    "Detections": "common.results",
+    "FeatureCache": "common.feature_cache",
+    "format_detections": "common.locations",
+    "parse_detections": "common.locations",
     "GenerationResult": "common.results",
     "Stats": "common.results",
     "PaliGemmaError": "common.errors",

@@ -3,8 +3,24 @@
 import os
 
 import pytest
+from hypothesis import settings
 
 os.environ["MLX_ENABLE_TF32"] = "0"  # MLX reads it once, when it is imported
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="run the acceptance tests with their full counts; takes minutes")
+
+
+def pytest_configure(config):
+    settings.register_profile("here", max_examples=1000 if config.getoption("--full") else 200, deadline=None)
+    settings.load_profile("here")
+
+
+@pytest.fixture
+def count(request):
+    """count(small, full): how many to try."""
+    return lambda small, full: full if request.config.getoption("--full") else small
 
 
 def pytest_collection_modifyitems(config, items):

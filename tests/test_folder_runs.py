@@ -21,6 +21,7 @@ from mlx_paligemma.cli.printer import progress
 from mlx_paligemma.common.errors import OptionError
 
 PROMPT = "detect star ; heart"
+PARTS_AND_WHOLE = ("parts.jsonl", "whole.jsonl")
 NAMES = ["a.png", "b.png", "c.png", "d.png", "e.png"]
 
 
@@ -104,8 +105,12 @@ def test_ctrl_c_and_resume_give_what_an_uninterrupted_run_gives(run, pictures, m
     before = records("parts.jsonl", without_stats=False)
     assert 0 < len(before) < len(NAMES)
     assert run(*arguments, "-o", "parts.jsonl", "--resume")[0] == 0
-    assert records("parts.jsonl") == records("whole.jsonl")
     assert records("parts.jsonl", without_stats=False)[: len(before)] == before  # kept, not asked again
+    if batch_size == 1:
+        assert records("parts.jsonl") == records("whole.jsonl")
+    else:  # the quicker answer of the interrupted batch is kept, so that others share a batch after it
+        parts, whole = (sorted((record["image"], record["text"]) for record in records(name)) for name in PARTS_AND_WHOLE)
+        assert parts == whole
 
 
 @pytest.mark.parametrize(("form", "target"), [("coco", "out"), ("yolo", "out/data.yaml"), ("csv", "out")])
@@ -125,9 +130,9 @@ def test_an_interrupted_run_leaves_a_whole_target_that_resume_completes(run, pic
 
 
 def test_a_real_ctrl_c_loses_nothing_and_repeats_nothing(pictures):
-    for number in range(40):
+    for number in range(15):
         (pictures / f"{number}.png").write_bytes((pictures / "a.png").read_bytes())
-    arguments = ["generate", "pics", "-p", PROMPT, "--format", "json", "-o", "all.jsonl", "--resume"]
+    arguments = ["generate", "pics", "-p", "caption en", "-m", "5", "--format", "json", "-o", "all.jsonl", "--resume"]
     command = [sys.executable, "-m", "mlx_paligemma", *arguments]
     home = os.environ | {"PYTHONPATH": str(Path(PICTURE).parents[2])}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=home) as process:
@@ -137,7 +142,7 @@ def test_a_real_ctrl_c_loses_nothing_and_repeats_nothing(pictures):
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     before = records("all.jsonl", without_stats=False)
-    assert 0 < len(before) < 45
+    assert 0 < len(before) < 20
     subprocess.run(command, env=home, check=True, capture_output=True)
     after = records("all.jsonl", without_stats=False)
     assert after[: len(before)] == before
@@ -257,7 +262,6 @@ def test_masks_of_a_resumed_run_do_not_take_the_names_of_earlier_ones(run, pictu
 
 def test_no_more_pictures_are_in_memory_than_in_two_batches(run, pictures, monkeypatch):
     real, alive, most = sources.open_image, weakref.WeakSet(), []
-    weakref_hash = Image.Image.__hash__
     monkeypatch.setattr(Image.Image, "__hash__", object.__hash__)
 
     def watched(*arguments, **options):
@@ -267,9 +271,9 @@ def test_no_more_pictures_are_in_memory_than_in_two_batches(run, pictures, monke
         return picture
 
     monkeypatch.setattr(sources, "open_image", watched)
-    names = [pictures / name for name in NAMES * 3]
-    run("generate", *names, "-p", "caption en", "--batch-size", 2, "-m", 3)
-    assert weakref_hash is None or len(most) == 15
+    names = [pictures / name for name in [*NAMES, *NAMES[:3]]]
+    run("generate", *names, "-p", "caption en", "--batch-size", 2, "-m", 1)
+    assert len(most) == 8
     assert max(most) <= 4
 
 

@@ -74,7 +74,7 @@ def test_log_probabilities_and_notes_are_there_when_there_are_some():
 def test_a_line_of_json_never_holds_nan():
     found = record("a.png", Detection("cat", (0.0, math.nan, 1.0, math.inf), math.nan))
     text = as_line(found)
-    assert json.loads(text, parse_constant=lambda name: pytest.fail(name))["detections"][0]["box"] == [0.0, None, 1.0, None]
+    assert json.loads(text, parse_constant=pytest.fail)["detections"][0]["box"] == [0.0, None, 1.0, None]
     with pytest.raises(ValueError, match="JSON compliant"):
         as_line({"score": math.nan})
 
@@ -138,12 +138,13 @@ def test_yolo_boxes_are_centre_and_size_in_fractions(tmp_path):
     np.testing.assert_allclose(edges, CAT.box, atol=1e-3)
 
 
-def test_a_yolo_mask_of_two_parts_is_one_outline_with_their_area(tmp_path):
-    write_yolo([record("a.png", PARTED)], tmp_path)
+def test_a_yolo_mask_of_several_parts_is_one_outline_with_their_area(tmp_path):
+    parts = mask_of((10, 10, 40, 30), (60, 50, 90, 80), (5, 60, 20, 80), (100, 5, 110, 20))
+    write_yolo([record("a.png", Detection("cat", (5.0, 5.0, 110.0, 80.0), None, parts))], tmp_path)
     (line,) = (tmp_path / "labels" / "a.txt").read_text().splitlines()
     x, y = np.array(line.split()[1:], dtype=float).reshape(-1, 2).T * [[WIDTH], [HEIGHT]]
     area = abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)) / 2)  # the shoelace formula
-    assert area == pytest.approx(TWO_PARTS.sum(), rel=1e-4)
+    assert area == pytest.approx(parts.sum(), rel=1e-4)
 
 
 def test_yolo_has_a_file_per_picture_and_none_for_failed_ones(tmp_path):

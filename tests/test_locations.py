@@ -1,11 +1,25 @@
 """What a model writes about places is found in any text, and places become text and pixels without losing more than a bin."""
 
+import math
 import random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mlx_paligemma.common.locations import Location, format_location, parse_detections, parse_locations, paste_mask
+from mlx_paligemma.common.errors import PromptError
+from mlx_paligemma.common.locations import (
+    Location,
+    count_dropped,
+    crop_mask,
+    format_detections,
+    format_location,
+    parse_detections,
+    parse_locations,
+    paste_mask,
+)
+from mlx_paligemma.common.results import Detection, Detections
 
 CODES = tuple(range(16))
 SEGS = "".join(f"<seg{code:03d}>" for code in CODES)
@@ -181,3 +195,89 @@ def test_a_disc_stays_a_disc_of_the_right_size():
     ys, xs = np.nonzero(pasted)
     assert pasted.sum() == pytest.approx(np.pi * 24**2 * 4 * 2, rel=0.02)
     assert (xs.mean(), ys.mean()) == pytest.approx((127.5, 63.5), abs=0.2)
+
+
+@st.composite
+def objects(draw):
+    """A picture's size, and objects in it with boxes of at least two bins."""
+    width, height = draw(st.integers(1, 9000)), draw(st.integers(1, 9000))
+    edge = st.floats(0, 1)
+    labels = st.text(st.characters(exclude_characters="<>;", exclude_categories=["Cs"]), max_size=20).map(str.strip)
+    items = []
+    for label, ends_x, ends_y in draw(st.lists(st.tuples(labels, st.tuples(edge, edge), st.tuples(edge, edge)), max_size=5)):
+        (x0, x1), (y0, y1) = sorted(ends_x), sorted(ends_y)
+        if min(x1 - x0, y1 - y0) > 2 / 1023:
+            items.append(Detection(label, (x0 * width, y0 * height, x1 * width, y1 * height)))
+    return Detections(tuple(items), width, height)
+
+
+@given(objects(), st.sampled_from([1023, 1024]))
+def test_objects_become_text_and_come_back_within_half_a_bin(detections, bins):
+    text = format_detections(detections, bins=bins)
+    back = parse_detections(text, detections.width, detections.height, bins=bins)
+    assert [found.label for found in back] == [wanted.label for wanted in detections]
+    assert back.dropped == 0
+    farthest = (0.5 if bins == 1023 else 1) / bins * (1 + 1e-9)  # with 1024 the far edge is a whole bin away, elsewhere half
+    for found, wanted in zip(back, detections, strict=True):
+        for i, (a, b) in enumerate(zip(found.box, wanted.box, strict=True)):
+            side = detections.width if i % 2 == 0 else detections.height
+            assert abs(a - b) <= farthest * side
+            assert abs(a - b) <= 0.5 / bins * side * (1 + 1e-9) or b > (1 - 0.5 / 1024) * side
+
+
+def test_bins_are_1023rds_where_an_evaluation_wants_it():
+    (found,) = parse_detections(f"{locs(0, 0, 1023, 1023)} cat", 640, 480, bins=1023)
+    assert found.box == (0, 0, 640, 480)
+    assert format_location((0, 0, 1, 1), "cat", bins=1023) == f"{locs(0, 0, 1023, 1023)} cat"
+    assert format_location((0, 0, 0.5, 0.5), "", bins=1023) == locs(0, 0, 512, 512)
+
+
+@pytest.mark.parametrize(
+    ("text", "dropped"),
+    [
+        (f"{BOX} cat", 0), ("no cat", 0), ("", 0), (f"{BOX} cat ; <loc0001>", 1), (f"{BOX}<loc0001> cat", 1),
+        (f"{BOX}{BOX} cat", 0),
+        (f"{locs(9, 9, 1, 1)} cat ; {BOX} dog ; {locs(5, 5, 5, 9)}", 2), (f"{locs(1, 2, 3)} cat ; {locs(1, 2, 3)} dog", 2),
+        (f"{BOX}{SEGS.replace('015', '128')} cat", 1),
+    ],
+)  # fmt: skip
+def test_objects_that_are_none_are_counted(text, dropped):
+    assert count_dropped(text) == parse_detections(text, 9, 9).dropped == dropped
+
+
+@pytest.mark.parametrize("label", ["a;b", "<b", "x > y"])
+def test_a_label_that_would_not_come_back_is_refused(label):
+    with pytest.raises(PromptError, match="holds one of < > ;"):
+        format_location((0, 0, 1, 1), label)
+
+
+def test_a_score_is_the_geometric_mean_over_the_four_loc_tokens():
+    start = len("so: ")
+    nearby = {start + 9 * i: value for i, value in enumerate((0.9, 0.8, 0.5, 1.0))} | {0: 0.1}
+    (found,) = parse_detections(f"so: {BOX} cat", 9, 9, nearby=nearby)
+    assert found.score == pytest.approx(math.sqrt(math.sqrt(0.9 * 0.8 * 0.5 * 1.0)))
+    assert parse_detections(f"so: {BOX} cat", 9, 9)[0].score is None
+    assert parse_detections(f"so: {BOX} cat", 9, 9, nearby={start: 1.0})[0].score is None  # spelt out, not by loc tokens
+
+
+def test_a_cropped_mask_is_stretched_to_the_codec_and_pastes_back():
+    y, x = np.mgrid[:90, :120]
+    mask = ((x - 60) / 25) ** 2 + ((y - 40) / 15) ** 2 < 1
+    box = (35, 25, 85, 55)
+    crop = crop_mask(mask, box)
+    assert (crop.shape, crop.dtype, crop.min(), crop.max()) == ((64, 64), np.float32, 0, 1)
+    back = paste_mask(2 * crop - 1, box, width=120, height=90)
+    assert (back & mask).sum() / (back | mask).sum() > 0.97
+    assert not crop_mask(mask, (5, 5, 5, 9)).any()
+
+
+def test_masks_become_codes_where_there_is_an_encoder():
+    mask = np.zeros((20, 20), dtype=bool)
+    mask[5:10, 5:15] = True
+    detections = Detections((Detection("cat", (5, 5, 15, 10), mask=mask), Detection("dog", (0, 0, 10, 10))), 20, 20)
+    asked = []
+    text = format_detections(detections, lambda crops: asked.append(crops) or np.array([CODES]))
+    assert text == f"{locs(256, 256, 512, 768)}{SEGS} cat ; {locs(0, 0, 512, 512)} dog"
+    assert [crops.shape for crops in asked] == [(1, 64, 64)]
+    assert asked[0].all()
+    assert SEGS not in format_detections(detections)

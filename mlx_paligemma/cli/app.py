@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -18,11 +19,13 @@ FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130  # exit codes
 
 def main() -> None:
     """Entry point of the program."""
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # Pillow's, of pictures that it opens all the same
     with reporting():
         _app()(prog_name="mlx-paligemma")
 
 
 def _app() -> typer.Typer:
+    from .chat import chat
     from .generate import generate
 
     app = typer.Typer(
@@ -33,6 +36,7 @@ def _app() -> typer.Typer:
     )
     app.callback()(_root)
     app.command()(generate)
+    app.command()(chat)
     return app
 
 

@@ -64,7 +64,7 @@ class Printer:
             print(f"wrote {self.pictures.write(job.name, draw_detections(picture, result.detections))}", file=sys.stderr)
         if self.masks is not None and is_whole:
             self.masks.write(job.name, result.detections)
-        if self.style == Style.json or (self.results is not None and is_whole):
+        if self.style == Style.json or self.results is not None:
             self._record(as_record(job.name, self.prompt, result), is_whole)
 
     def error(self, job: Job, error: PaliGemmaError) -> None:

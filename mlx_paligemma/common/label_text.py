@@ -30,10 +30,15 @@ def label_texts(detection: Detection, font: FreeTypeFont) -> Iterator[str]:
     label = _one_line(detection.label)
     if font.getname() == _own_font(font.size).getname():
         label = _ascii(label)
+    label = label if len(label) <= MAX_LETTERS else _cut(label, MAX_LETTERS)
     score = "" if detection.score is None else f"{detection.score:.2f}"
     yield from dict.fromkeys(text for text in (f"{label} {score}".strip(), label or score) if text)
     for letters in range(len(label) - 1, MIN_LETTERS - 1, -1):
-        yield f"{label[:letters].rstrip()}…"
+        yield _cut(label, letters)
+
+
+def _cut(label: str, letters: int) -> str:
+    return f"{label[:letters].rstrip()}…"
 
 
 def _own_font(size: float) -> FreeTypeFont:
@@ -43,10 +48,9 @@ def _own_font(size: float) -> FreeTypeFont:
 
 
 def _one_line(label: str) -> str:
-    """Cut to MAX_LETTERS, without line breaks, control characters and halves of surrogate pairs, which no font can draw."""
+    """Without line breaks, control characters and halves of surrogate pairs, which no font can draw."""
     printable = "".join(letter if letter.isprintable() else " " for letter in label)
-    line = " ".join(printable.split())
-    return line if len(line) <= MAX_LETTERS else f"{line[:MAX_LETTERS]}…"
+    return " ".join(printable.split())
 
 
 def _ascii(label: str) -> str:
