@@ -16,9 +16,10 @@ from ..backends import open_backend
 from ..common.decoding import Generation
 from ..common.feature_cache import FeatureCache
 from ..common.sampling import SamplingOptions
+from . import flags
 from .app import reporting
 from .conversation import Conversation, View
-from .generate import BackendName, DtypeName
+from .flags import BackendName, DtypeName
 from .prompter import Prompter, say
 
 PROMPT = "> "
@@ -26,19 +27,19 @@ PROMPT = "> "
 
 def chat(  # noqa: PLR0913, PLR0917 - a command has many flags
     image: Annotated[str | None, typer.Argument(help="A picture: a file or an http(s) address.")] = None,
-    model: Annotated[str | None, typer.Option(help="Checkpoint folder or Hub id. Left out: the bundled demo.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
-    backend: Annotated[BackendName, typer.Option(help="MLX, or the PyTorch reference.")] = BackendName.mlx,
-    dtype: Annotated[DtypeName | None, typer.Option(help="Numbers to compute in. Left out: as stored.")] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-m", help="New tokens per answer at most.")] = 100,
-    temperature: Annotated[float, typer.Option("--temp", "--temperature", help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Keep this many tokens; 0 keeps all.")] = 0,
-    min_p: Annotated[float, typer.Option(help="Keep tokens this likely, compared with the likeliest.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="For answers that can be repeated.")] = None,
-    grammar: Annotated[bool, typer.Option("--grammar/--no-grammar", help="Hold boxes and masks to their form.")] = True,
-    min_score: Annotated[float, typer.Option(help="Leave out objects with a lower score (0 to 1).")] = 0.0,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr what each answer costs.")] = False,
+    model: flags.Model = None,
+    revision: flags.Revision = None,
+    backend: flags.Backend = BackendName.mlx,
+    dtype: flags.Dtype = None,
+    max_tokens: flags.MaxTokens = 100,
+    temperature: flags.Temperature = 0.0,
+    top_p: flags.TopP = 1.0,
+    top_k: flags.TopK = 0,
+    min_p: flags.MinP = 0.0,
+    seed: flags.Seed = None,
+    grammar: flags.Grammar = True,
+    min_score: flags.MinScore = 0.0,
+    verbose: flags.Verbose = False,
 ) -> None:
     """Ask about one picture, question after question. It is encoded once. /help lists the commands."""
     with reporting():

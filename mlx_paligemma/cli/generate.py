@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,26 +14,13 @@ from PIL import Image
 from ..backends import Backend, open_backend
 from ..common.errors import OptionError, PaliGemmaError
 from ..common.sampling import SamplingOptions
+from . import flags
 from .app import FAILED, reporting
+from .flags import BackendName
 from .picture_writer import MaskWriter, PictureWriter
 from .printer import Printer, Style, progress
 from .results_place import FormatName, ResultsPlace
 from .sources import Job, joint_job, separate_jobs, video_job
-
-
-class BackendName(StrEnum):
-    """Choices of --backend."""
-
-    mlx = "mlx"
-    torch = "torch"
-
-
-class DtypeName(StrEnum):
-    """Choices of --dtype."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 @dataclass(frozen=True)
@@ -87,18 +73,18 @@ def generate(  # noqa: PLR0913, PLR0917 - a command has many flags
     ] = None,
     video: Annotated[str | None, typer.Option(help="One answer about frames of a video file.")] = None,
     frames: Annotated[int, typer.Option(help="How many, evenly spaced.", min=1)] = 16,
-    model: Annotated[str | None, typer.Option(help="Checkpoint folder or Hub id. Left out: the bundled demo.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
-    backend: Annotated[BackendName, typer.Option(help="MLX, or the PyTorch reference.")] = BackendName.mlx,
-    dtype: Annotated[DtypeName | None, typer.Option(help="Numbers to compute in. Left out: as stored.")] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-m", help="New tokens at most.")] = 100,
-    temperature: Annotated[float, typer.Option("--temp", "--temperature", help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Keep this many tokens; 0 keeps all.")] = 0,
-    min_p: Annotated[float, typer.Option(help="Keep tokens this likely, compared with the likeliest.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="For answers that can be repeated.")] = None,
-    grammar: Annotated[bool, typer.Option("--grammar/--no-grammar", help="Hold boxes and masks to their form.")] = True,
-    min_score: Annotated[float, typer.Option(help="Leave out objects with a lower score (0 to 1).")] = 0.0,
+    model: flags.Model = None,
+    revision: flags.Revision = None,
+    backend: flags.Backend = BackendName.mlx,
+    dtype: flags.Dtype = None,
+    max_tokens: flags.MaxTokens = 100,
+    temperature: flags.Temperature = 0.0,
+    top_p: flags.TopP = 1.0,
+    top_k: flags.TopK = 0,
+    min_p: flags.MinP = 0.0,
+    seed: flags.Seed = None,
+    grammar: flags.Grammar = True,
+    min_score: flags.MinScore = 0.0,
     logprobs: Annotated[bool, typer.Option("--logprobs", help="Each token's log probability, in JSON.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per answer and line, on stdout.")] = False,
     form: Annotated[FormatName | None, typer.Option("--format", help="Write the answers to -o: a file, for yolo a folder.")] = None,
@@ -110,7 +96,7 @@ def generate(  # noqa: PLR0913, PLR0917 - a command has many flags
     ] = None,
     masks: Annotated[Path | None, typer.Option(help="Folder for each mask as a PNG.")] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures that are answered together.", min=1)] = 1,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr what the answers cost.")] = False,
+    verbose: flags.Verbose = False,
 ) -> None:
     """Answer a prompt about one or more pictures."""
     if [bool(images), bool(image), video is not None].count(True) != 1:

@@ -105,7 +105,8 @@ def progress(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
 def _cost(stats: Stats) -> str:
     first = "-" if stats.time_to_first_token_s is None else f"{stats.time_to_first_token_s:.3f} s"
     speed = "-" if stats.generation_tps is None else f"{stats.generation_tps:.1f} tokens/s"
+    changed = f", {stats.grammar_changes} changed by the grammar" if stats.grammar_changes else ""
     return (
         f"Prompt: {stats.prompt_tokens} tokens, first answer token after {first}. "
-        f"Generation: {stats.generation_tokens} tokens, {speed}. Peak memory: {stats.peak_memory_bytes / 1e9:.3f} GB."
+        f"Generation: {stats.generation_tokens} tokens{changed}, {speed}. Peak memory: {stats.peak_memory_bytes / 1e9:.3f} GB."
     )
