@@ -20,6 +20,7 @@ class Backend:
     name: str
     load: Callable[..., tuple[Any, Any]]
     start: Callable[..., Generation]
+    free: Callable[[], None]  # gives back memory that is held but not used; between batches of a long run
 
 
 def open_backend(name: str = "mlx") -> Backend:
@@ -34,9 +35,10 @@ def open_backend(name: str = "mlx") -> Backend:
     package = "mlx_paligemma" if name == "mlx" else "torch_ref"
     try:
         weights, generation = import_module(f"{package}.weights"), import_module(f"{package}.generation")
+        free = import_module("mlx.core").clear_cache if name == "mlx" else import_module("torch_ref.device").free_memory
     except ModuleNotFoundError as error:
         wanted = "mlx" if name == "mlx" else "mlx-paligemma[torch]"
         if error.name is None or error.name.split(".")[0] not in ("mlx", "torch", "torch_ref"):
             raise
         raise BackendError(f"the {name} backend needs the package {error.name}; install it with: pip install '{wanted}'") from None
-    return Backend(name, weights.load, generation.start)
+    return Backend(name, weights.load, generation.start, free)

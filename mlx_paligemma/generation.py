@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from .common.decoding import Generation, Request, Step
-from .common.feature_cache import FeatureCache, picture_features
+from .common.feature_cache import FeatureCache, check_cache, picture_features
 from .common.processor import ImageRow, ModelInputs, PaliGemmaProcessor
 from .common.results import Chunk, GenerationResult
 from .common.sampling import SamplingOptions
@@ -60,6 +60,8 @@ def start(
 ) -> Generation:
     """A generation that the caller drives step by step, and whose results so far can be had at any time."""
     mx.reset_peak_memory()
+
+    check_cache(features)
 
     def run(request: Request) -> Iterator[Step]:
         return _steps(model, request, features)

@@ -115,20 +115,22 @@ class TokenChooser:
         self.walk = None if request.plan is None else GrammarWalk(request.plan)
         self.key = mx.random.key(request.options.first_seed())
 
-    def __call__(self, logits: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    def __call__(self, logits: mx.array) -> tuple[mx.array, ...]:
         """[B, 1, V] -> the fields of a `Step`: tokens int [B], -1 in rows with a score that is not finite; their
-        log-probability and the probability of the bins around them, float32 [B]; bool [B], whether the grammar changed them.
+        log-probability and the probability of the bins around them, float32 [B]; bool [B] each, whether the grammar changed
+        them, and whether it did so to end in time.
         """
         scores = logits[:, -1].astype(mx.float32)
         finite = mx.isfinite(scores).all(axis=-1)
         noise = self._noise(scores.shape[-1])
-        tokens = free = _choose(scores, self.options, noise)
+        tokens = held = free = _choose(scores, self.options, noise)
         if self.walk is not None:
-            tokens = self.walk.in_budget(_choose(mx.where(self.walk.possible(), scores, -mx.inf), self.options, noise))
+            held = _choose(mx.where(self.walk.possible(), scores, -mx.inf), self.options, noise)
+            tokens = self.walk.in_budget(held)
             self.walk.advance(tokens)
         logprobs = scores - mx.logsumexp(scores, axis=-1, keepdims=True)
         chosen = mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
-        return mx.where(finite, tokens, -1), chosen, self._nearby(logprobs, tokens), tokens != free
+        return mx.where(finite, tokens, -1), chosen, self._nearby(logprobs, tokens), tokens != free, tokens != held
 
     def _noise(self, rows: int) -> mx.array | None:
         """[V], the same for every row of a batch; None: greedy. One key per step: the first tokens do not depend on max_tokens."""
@@ -148,7 +150,7 @@ class TokenChooser:
 def _choose(scores: mx.array, options: SamplingOptions, noise: mx.array | None) -> mx.array:
     """float32 [B, V] -> int32 [B]; noise [V] is the same for every row, None: greedy."""
     if noise is not None:
-        scores = _filtered(scores / options.temperature, options) + noise
+        scores = _filtered(scores / options.finite_temperature, options) + noise
     return mx.argmax(scores, axis=-1).astype(mx.int32)
 
 

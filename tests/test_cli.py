@@ -374,3 +374,50 @@ def test_a_reader_that_goes_away_gives_no_traceback():
 def test_the_module_is_the_same_program():
     done = subprocess.run([sys.executable, "-m", "mlx_paligemma", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == __import__("mlx_paligemma").__version__
+
+
+def test_drawing_spares_other_pictures_in_the_folder_of_the_input(run, tmp_path):
+    Image.open(PICTURE).save(tmp_path / "x.jpg")
+    shutil.copy(PICTURE, tmp_path / "x.png")
+    before = (tmp_path / "x.png").read_bytes()
+    code, _, err = run("generate", tmp_path / "x.jpg", "-p", "detect star", "-o", tmp_path)
+    assert code == 2
+    one_line(err, "folder of x.jpg")
+    assert (tmp_path / "x.png").read_bytes() == before
+
+
+def test_drawing_spares_the_input_under_another_name(run, tmp_path):
+    shutil.copy(PICTURE, tmp_path / "a.png")
+    (tmp_path / "b.png").hardlink_to(tmp_path / "a.png")
+    assert run("generate", tmp_path / "a.png", "-p", "detect star", "-o", tmp_path / "b.png")[0] == 2
+
+
+def test_an_empty_name_is_no_folder(run):
+    code, _, err = run("generate", "", "-p", "caption en")
+    assert code == 1
+    one_line(err, "name is empty")
+    code, _, err = run("generate", PICTURE, "-p", "caption en", "--model", "")
+    assert code == 1
+    one_line(err, "bundled demo")
+
+
+def test_a_closed_standard_input_does_no_harm():
+    command = f"{sys.executable} -m mlx_paligemma generate {PICTURE} -p 'caption en' <&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
+
+
+def test_a_name_that_the_terminal_cannot_show_does_not_end_a_run(tmp_path):
+    shutil.copy(PICTURE, tmp_path / "ü.png")
+    command = [sys.executable, "-m", "mlx_paligemma", "generate", tmp_path / "ü.png", PICTURE, "-p", "caption en"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 2
+
+
+def test_an_answer_that_was_cut_off_says_so(run):
+    code, out, err = run("generate", PICTURE, "-p", "detect star ; circle", "-m", 8, "--json")
+    assert code == 0
+    assert json.loads(out)["finish_reason"] == "length"
+    one_line(err, "note:", "8 tokens", "--max-tokens")

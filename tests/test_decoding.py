@@ -3,6 +3,8 @@
 The model is a script here: a list of tokens for each row.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from checkpoints import BYTES, IMAGE_TOKEN, PIECES, config, config_json, tensors, tokenizer, write
@@ -39,7 +41,7 @@ class Script:
             if None in tokens:
                 raise KeyboardInterrupt
             self.steps += 1
-            yield Step(tokens, [-0.5] * len(tokens), [0.25] * len(tokens), [False] * len(tokens))
+            yield Step(tokens, [-0.5] * len(tokens), [0.25] * len(tokens), [False] * len(tokens), [False] * len(tokens))
 
 
 def start(script, prompts=None, images=None, text=None, decode_masks=None, **options) -> Generation:
@@ -246,3 +248,24 @@ def test_both_models_use_the_whole_context_of_every_row(tmp_path, package):
     assert [result.stats.prompt_tokens + result.stats.generation_tokens for result in alone] == [20, 20]
     together = package.batch_generate(model, processor, [PICTURE, PICTURE], prompts, grammar=False)
     assert [result.token_ids for result in together] == [result.token_ids for result in alone]
+
+
+class CutScript(Script):
+    """Says that the grammar ended every row."""
+
+    def _steps(self, count):
+        for step in super()._steps(count):
+            yield replace(step, changed=[True] * len(step.changed), cut=[True] * len(step.cut))
+
+
+def test_an_answer_that_the_grammar_had_to_end_is_cut_off_and_says_so():
+    (result,) = start(CutScript([EOS]), ["detect cat"], max_tokens=3).run()
+    assert (result.text, result.finish_reason) == ("", "length")
+    assert result.stats.grammar_changes == 1
+    (note,) = result.notes
+    assert "after 3 tokens" in note
+    assert "--max-tokens" in note
+
+
+def test_an_answer_that_ended_by_itself_has_no_note():
+    assert start(Script([*CAT, EOS])).run()[0].notes == ()

@@ -8,6 +8,7 @@ from PIL import Image
 import mlx_paligemma
 import torch_ref
 from mlx_paligemma import FeatureCache
+from mlx_paligemma.common.errors import OptionError
 from mlx_paligemma.common.feature_cache import PICTURES_AT_ONCE, picture_features, picture_key
 from mlx_paligemma.common.processor import PaliGemmaProcessor
 from mlx_paligemma.demo.scenes import draw_scene
@@ -84,6 +85,18 @@ def test_the_longest_unused_pictures_go_when_the_room_is_used_up():
     assert cache.bytes == 16
     cache.put(MODEL, b"huge", b"huge", 21)
     assert (cache.get(MODEL, b"huge"), len(cache)) == (None, 2)
+
+
+@pytest.mark.parametrize("size", [-1, "x", None, 1.5])
+def test_a_size_that_is_none_is_refused(size):
+    with pytest.raises(OptionError, match="max_bytes is"):
+        FeatureCache(size)
+
+
+@pytest.mark.parametrize("package", [mlx_paligemma, torch_ref], ids=["mlx", "torch"])
+def test_something_else_than_a_cache_is_refused(package):
+    with pytest.raises(OptionError, match="give a FeatureCache"):
+        package.generate(*package.load(), SCENES[0], "caption en", features=True)
 
 
 def test_another_model_empties_the_cache():

@@ -1,8 +1,10 @@
 """Runs over many pictures with --format: nothing that was answered is lost, asked again, or kept in memory."""
 
+import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -280,13 +282,13 @@ def test_no_more_pictures_are_in_memory_than_in_two_batches(run, pictures, monke
 def test_one_run_at_a_time_may_write(pictures):
     first, second = Journal(Path("all.jsonl")), Journal(Path("all.jsonl"))
     first.open(lambda record: True)
-    first.append({"image": "a", "prompt": "p"})
+    first.append({"image": "a", "prompt": "p", "error": "e"})
     with pytest.raises(OptionError, match="another run"):
         second.open(lambda record: True)
-    first.append({"image": "b", "prompt": "p"})
+    first.append({"image": "b", "prompt": "p", "error": "e"})
     first.close()
     second.open(lambda record: record["image"] == "b")
-    second.append({"image": "c", "prompt": "p"})
+    second.append({"image": "c", "prompt": "p", "error": "e"})
     assert [record["image"] for record in second] == ["b", "c"]
     assert [path.name for path in Path().iterdir() if path.is_file()] == ["all.jsonl"]
 
@@ -321,3 +323,58 @@ def test_the_bar_is_for_terminals_and_for_more_than_one_picture(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     assert "7/7" in shown(Terminal(), 7)
     assert shown(Terminal(), 1) == shown(Terminal(), 7, wanted=False) == shown(io.StringIO(), 7) == ""
+
+
+def test_a_link_as_the_results_file_stays_a_link_and_can_be_gone_on_with(run, tmp_path):
+    (tmp_path / "link.csv").symlink_to(tmp_path / "real.csv")
+    flags = ("generate", PICTURE, "-p", "detect star", "--format", "csv", "-o", tmp_path / "link.csv")
+    assert run(*flags)[0] == 0
+    before = (tmp_path / "real.csv").read_text()
+    assert run(*flags, "--resume")[0] == 0
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "real.csv").read_text() == before
+
+
+@pytest.mark.parametrize("form", ["json", "coco", "csv"])
+def test_what_is_no_plain_file_is_never_replaced(run, tmp_path, form):
+    os.mkfifo(tmp_path / "pipe")
+    code, _, err = run("generate", PICTURE, "-p", "detect star", "--format", form, "-o", tmp_path / "pipe")
+    assert code == 2
+    assert "not a plain file" in err
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"image": "a", "prompt": "b"}', '{"image": ["a"], "prompt": "b", "error": "c"}',
+        '{"image": "a", "prompt": NaN, "error": "c"}',
+        '{"image": "a", "prompt": "b", "width": 1, "height": 1, "detections": [{}]}',
+    ],
+)  # fmt: skip
+def test_a_journal_with_a_line_that_is_no_answer_is_refused(run, tmp_path, line):
+    (tmp_path / "d.csv.jsonl").write_text(f"{line}\n")
+    code, _, err = run("generate", PICTURE, "-p", "detect star", "--format", "csv", "-o", tmp_path / "d.csv", "--resume")
+    assert code == 2
+    assert "line 1 of" in err
+
+
+def test_yolo_labels_of_a_picture_are_under_its_own_name_where_it_is_free(run, tmp_path):
+    names = ["a/x.png", "b/x.png", "a/x-2.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(PICTURE, tmp_path / name)
+    paths = [str(tmp_path / name) for name in names]
+    assert run("generate", *paths, "-p", "detect star", "--format", "yolo", "-o", tmp_path / "y")[0] == 0
+    rows = list(csv.reader((tmp_path / "y" / "pictures.csv").open()))
+    assert rows == [["labels", "image"], ["x.txt", paths[0]], ["x-3.txt", paths[1]], ["x-2.txt", paths[2]]]
+    assert all((tmp_path / "y" / "labels" / row[0]).exists() for row in rows[1:])
+
+
+def test_a_very_long_name_does_not_end_a_run(run, tmp_path):
+    long = tmp_path / f"{'n' * 240}.png"
+    shutil.copy(PICTURE, long)
+    for form in (("--format", "yolo", "-o", tmp_path / "y"), ("-o", tmp_path / "drawn")):
+        code, _, err = run("generate", long, PICTURE, "-p", "segment star", *form, "--masks", tmp_path / "m")
+        assert code == 0, err
+    assert len(list((tmp_path / "drawn").iterdir())) == 2

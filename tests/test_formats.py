@@ -148,7 +148,7 @@ def test_a_yolo_mask_of_several_parts_is_one_outline_with_their_area(tmp_path):
 
 
 def test_yolo_has_a_file_per_picture_and_none_for_failed_ones(tmp_path):
-    write_yolo(iter(records()), tmp_path / "set")
+    write_yolo(records(), tmp_path / "set")
     labels = {path.name: path.read_text() for path in (tmp_path / "set" / "labels").iterdir()}
     assert sorted(labels) == ["empty.txt", "one-2.txt", "one.txt"]
     assert labels["empty.txt"] == ""

@@ -172,6 +172,16 @@ def test_an_object_is_only_begun_where_it_can_be_ended(backend, room):
     assert ids == whole[: len(ids)]
 
 
+def test_an_end_for_want_of_room_is_told_apart(backend):
+    text = f"{BOX} cat ; {OTHER} cat"
+    whole = len(TOKENS.encode(text)) + 1
+    for room in (whole, whole - 1):
+        choose = choosers(["detect cat"], room)[backend]
+        scores = asking_for([text])
+        cuts = [bool(choose(scores(step).astype(np.float32))[4][0]) for step in range(room)]
+        assert any(cuts) == (room < whole)
+
+
 def test_a_row_that_is_done_is_no_change(backend):
     _, changes = answer(asking_for(["", f"{BOX} cat"]), ["detect cat"] * 2, 30, backend)
     assert changes == [0, 0]
@@ -183,6 +193,7 @@ def test_a_row_that_is_done_is_no_change(backend):
         ("detect cat", ["cat"]),
         (" segment cat ; red dog ", ["cat", "red dog"]),
         ("detect", [""]),
+        ("Detect\tcat", ["cat"]),
         ("caption en", []),
         ("detection", []),
     ],

@@ -82,6 +82,8 @@ def test_a_last_object_that_was_cut_short_is_left_out(end):
 
 def test_a_box_whose_codes_were_cut_short_stays_a_box():
     assert parse_locations(f"{BOX}{SEGS[:-9]}") == [Location("", CORNERS)]
+    assert parse_locations(f"{BOX}{SEGS[:-8]} cat") == [Location("cat", CORNERS)]
+    assert parse_locations(f"{BOX}{SEGS}<seg001> cat") == [Location("cat", CORNERS, CODES)]
 
 
 @pytest.mark.parametrize("bins", [(5, 5, 5, 9), (5, 5, 9, 5), (9, 5, 5, 9), (5, 9, 9, 5), (0, 0, 1024, 9), (1, 1, 9, 9999)])
@@ -281,3 +283,32 @@ def test_masks_become_codes_where_there_is_an_encoder():
     assert [crops.shape for crops in asked] == [(1, 64, 64)]
     assert asked[0].all()
     assert SEGS not in format_detections(detections)
+
+
+def test_a_mask_file_of_0_and_255_is_a_mask_too():
+    mask = np.zeros((20, 20), dtype=np.uint8)
+    mask[5:10, 5:15] = 255
+    assert crop_mask(mask, (5, 5, 15, 10)).all()
+
+
+def test_a_box_over_the_edge_is_cut_and_its_mask_with_it():
+    mask = np.zeros((20, 20), dtype=bool)
+    mask[0:10, 0:10] = True
+    asked = []
+    detections = Detections((Detection("cat", (-10, -10, 10, 10), mask=mask),), 20, 20)
+    text = format_detections(detections, lambda crops: asked.append(crops) or np.array([CODES]))
+    assert text == f"{locs(0, 0, 512, 512)}{SEGS} cat"
+    assert asked[0].all()
+
+
+@pytest.mark.parametrize(
+    ("detection", "words"),
+    [
+        (Detection("cat", (0, 0, math.nan, 1)), "finite"),
+        (Detection("cat", (0, 0, math.inf, 1)), "finite"),
+        (Detection("cat", (0, 0, 9, 9), mask=np.ones((20, 30), dtype=bool)), "20 x 30"),
+    ],
+)
+def test_an_object_that_cannot_be_written_is_refused(detection, words):
+    with pytest.raises(PromptError, match=words):
+        format_detections(Detections((detection,), 20, 30))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mlx_paligemma.common.decoding import Generation, Request, Step
-from mlx_paligemma.common.feature_cache import FeatureCache, picture_features
+from mlx_paligemma.common.feature_cache import FeatureCache, check_cache, picture_features
 from mlx_paligemma.common.processor import ImageRow, ModelInputs, PaliGemmaProcessor
 from mlx_paligemma.common.results import Chunk, GenerationResult
 from mlx_paligemma.common.sampling import SamplingOptions
@@ -64,6 +64,8 @@ def start(
     """A generation that the caller drives step by step, and whose results so far can be had at any time."""
     device = model.language_model.embed_tokens.weight.device
     reset_peak_memory(device)
+
+    check_cache(features)
 
     def run(request: Request) -> Iterator[Step]:
         return _steps(model, request, features)

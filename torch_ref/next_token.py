@@ -118,21 +118,22 @@ class TokenChooser:
         self.walk = None if request.plan is None else GrammarWalk(request.plan, device)
         self.noise = torch.Generator(device).manual_seed(request.options.first_seed())
 
-    def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def __call__(self, logits: Tensor) -> tuple[Tensor, ...]:
         """[B, 1, V] -> the fields of a `Step`: tokens int [B], -1 in rows with a score that is not finite; their
-        log-probability and the probability of the bins around them, float32 [B]; bool [B], whether the grammar changed them.
+        log-probability and the probability of the bins around them, float32 [B]; bool [B] each, whether the grammar changed
+        them, and whether it did so to end in time.
         """
         scores = logits[:, -1].float()
         finite = scores.isfinite().all(-1)
         noise = self._noise(scores)
-        tokens = free = _choose(scores, self.options, noise)
+        tokens = held = free = _choose(scores, self.options, noise)
         if self.walk is not None:
-            held = scores.masked_fill(~self.walk.possible(), -torch.inf)
-            tokens = self.walk.in_budget(_choose(held, self.options, noise))
+            held = _choose(scores.masked_fill(~self.walk.possible(), -torch.inf), self.options, noise)
+            tokens = self.walk.in_budget(held)
             self.walk.advance(tokens)
         logprobs = scores - scores.logsumexp(-1, keepdim=True)
         chosen = logprobs.gather(1, tokens[:, None])[:, 0]
-        return torch.where(finite, tokens, -1), chosen, self._nearby(logprobs, tokens), tokens != free
+        return torch.where(finite, tokens, -1), chosen, self._nearby(logprobs, tokens), tokens != free, tokens != held
 
     def _noise(self, scores: Tensor) -> Tensor | None:
         """[V], the same for every row of a batch; None: greedy. One draw per step: the first tokens do not depend on max_tokens."""
@@ -152,7 +153,7 @@ class TokenChooser:
 def _choose(scores: Tensor, options: SamplingOptions, noise: Tensor | None) -> Tensor:
     """float32 [B, V] -> int [B]; noise [V] is the same for every row, None: greedy."""
     if noise is not None:
-        scores = _filtered(scores / options.temperature, options) + noise
+        scores = _filtered(scores / options.finite_temperature, options) + noise
     return scores.argmax(-1)
 
 

@@ -19,7 +19,7 @@ from mlx_paligemma.common.mask_codec import FILE_NAME, read_mask_codec
 from mlx_paligemma.common.processor import PaliGemmaProcessor
 from mlx_paligemma.common.tokenizer import PaliGemmaTokenizer
 
-from .device import choose_device
+from .device import choose_device, choose_dtype
 from .mask_decoder import MaskCodec
 from .paligemma import PaliGemma
 
@@ -48,8 +48,8 @@ def load(
 
 
 def load_model(checkpoint: Checkpoint, dtype: str | None = None, device: torch.device = torch.device("cpu")) -> PaliGemma:
-    """The network with its weights in `dtype` (None: as stored) on `device`. Needs no tokenizer."""
-    target = getattr(torch, check_dtype(dtype or checkpoint.dtype))
+    """The network with its weights in `dtype` (None: as stored, if the device can) on `device`. Needs no tokenizer."""
+    target = choose_dtype(check_dtype(dtype or checkpoint.dtype), device, is_asked=dtype is not None)
     weights = dict(_read_tensors(checkpoint, target, device))
     head = weights.get(HEAD)
     tied = head is None or torch.equal(head, weights[EMBEDDING])

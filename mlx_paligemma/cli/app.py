@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -19,6 +20,7 @@ FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130  # exit codes
 
 def main() -> None:
     """Entry point of the program."""
+    _open_standard_streams()
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # Pillow's, of pictures that it opens all the same
     with reporting():
         _app()(prog_name="mlx-paligemma")
@@ -26,7 +28,9 @@ def main() -> None:
 
 def _app() -> typer.Typer:
     from .chat import chat
+    from .doctor import doctor
     from .generate import generate
+    from .parity import parity
 
     app = typer.Typer(
         no_args_is_help=True,
@@ -37,6 +41,8 @@ def _app() -> typer.Typer:
     app.callback()(_root)
     app.command()(generate)
     app.command()(chat)
+    app.command()(doctor)
+    app.command()(parity)
     return app
 
 
@@ -61,6 +67,18 @@ def fail(message: str, code: int) -> None:
     sys.stdout.flush()
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(code)
+
+
+def _open_standard_streams() -> None:
+    """A daemon may have closed them: the next file opened would take their place. Names that are no text must not end a run."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _show_version(wanted: bool) -> None:

@@ -21,6 +21,7 @@ from .app import reporting
 from .conversation import Conversation, View
 from .flags import BackendName, DtypeName
 from .prompter import Prompter, say
+from .torch_settings import prepare_torch
 
 PROMPT = "> "
 
@@ -31,6 +32,8 @@ def chat(  # noqa: PLR0913, PLR0917 - a command has many flags
     revision: flags.Revision = None,
     backend: flags.Backend = BackendName.mlx,
     dtype: flags.Dtype = None,
+    mps_fallback: flags.MpsFallback = False,
+    mps_memory_fraction: flags.MpsMemoryFraction = None,
     max_tokens: flags.MaxTokens = 100,
     temperature: flags.Temperature = 0.0,
     top_p: flags.TopP = 1.0,
@@ -43,6 +46,7 @@ def chat(  # noqa: PLR0913, PLR0917 - a command has many flags
 ) -> None:
     """Ask about one picture, question after question. It is encoded once. /help lists the commands."""
     with reporting():
+        prepare_torch(mps_fallback, mps_memory_fraction)
         options = SamplingOptions(max_tokens, temperature, top_p, top_k, min_p, seed, grammar=grammar, min_score=min_score)
         view = None if image is None else View.of(image)  # before the model: a wrong path is said at once
         features = FeatureCache()

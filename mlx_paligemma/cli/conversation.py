@@ -18,6 +18,7 @@ from ..common.errors import OptionError, PromptError
 from ..common.feature_cache import FeatureCache
 from ..common.formats import Record, as_line, as_record, replacing
 from ..common.results import GenerationResult
+from .picture_writer import check_plain, is_same_file
 from .sources import separate_jobs
 
 JSON_ENDING = ".json"
@@ -99,7 +100,8 @@ class Conversation:
             OSError: the file cannot be written.
         """
         names = self._names | ({self.view.name} if self.view else set())
-        if target.exists() and any(Path(name).exists() and target.samefile(name) for name in names):
+        check_plain(target)
+        if any(is_same_file(target, Path(name)) for name in names):
             raise OptionError(f"{target} is the picture itself and is not overwritten; choose another name")
         if target.suffix.lower() == JSON_ENDING:
             self._save_records(target)

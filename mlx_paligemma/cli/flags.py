@@ -35,4 +35,10 @@ MinP = Annotated[float, typer.Option(help="Keep tokens this likely, compared wit
 Seed = Annotated[int | None, typer.Option(help="For answers that can be repeated.")]
 Grammar = Annotated[bool, typer.Option("--grammar/--no-grammar", help="Hold boxes and masks to their form.")]
 MinScore = Annotated[float, typer.Option(help="Leave out objects with a lower score (0 to 1).")]
+MpsFallback = Annotated[
+    bool, typer.Option("--mps-fallback", help="With --backend torch on a Mac: what MPS cannot do runs on the CPU.")
+]
+MpsMemoryFraction = Annotated[
+    float | None, typer.Option(help="With --backend torch on a Mac: share of the GPU's memory to use at most, such as 0.7.")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr what the answers cost.")]

@@ -21,6 +21,7 @@ from .picture_writer import MaskWriter, PictureWriter
 from .printer import Printer, Style, progress
 from .results_place import FormatName, ResultsPlace
 from .sources import Job, joint_job, separate_jobs, video_job
+from .torch_settings import prepare_torch
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def generate(  # noqa: PLR0913, PLR0917 - a command has many flags
     revision: flags.Revision = None,
     backend: flags.Backend = BackendName.mlx,
     dtype: flags.Dtype = None,
+    mps_fallback: flags.MpsFallback = False,
+    mps_memory_fraction: flags.MpsMemoryFraction = None,
     max_tokens: flags.MaxTokens = 100,
     temperature: flags.Temperature = 0.0,
     top_p: flags.TopP = 1.0,
@@ -102,6 +105,7 @@ def generate(  # noqa: PLR0913, PLR0917 - a command has many flags
     if [bool(images), bool(image), video is not None].count(True) != 1:
         raise typer.BadParameter("give pictures either as arguments, or with --image, or with --video", param_hint="IMAGES")
     with reporting():
+        prepare_torch(mps_fallback, mps_memory_fraction)
         options = SamplingOptions(
             max_tokens, temperature, top_p, top_k, min_p, seed, grammar=grammar, token_logprobs=logprobs, min_score=min_score
         )
@@ -150,5 +154,6 @@ def _ask_all(asker: Asker, jobs: Sequence[Job], batch_size: int) -> bool:
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
             failed |= asker.ask(batch)
+            asker.backend.free()
             advance(len(batch))
     return failed

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from ..common.errors import OptionError
 from ..common.formats import Record, as_line
@@ -76,8 +77,8 @@ class Journal:
 
     def _record(self, line: bytes, number: int) -> Record:
         with suppress(ValueError):
-            record = json.loads(line)
-            if isinstance(record, dict) and {"image", "prompt"} <= record.keys():
+            record = json.loads(line, parse_constant=_refuse)
+            if isinstance(record, dict) and _is_answer(record):
                 return record
         raise OptionError(f"line {number} of {self.path} is not one of this program's answers; choose another place for -o")
 
@@ -98,3 +99,23 @@ class Journal:
         if written != len(line):  # the disk is full: take the half line back, so that the next one begins at its place
             file.truncate(file.tell() - (written or 0))
             raise OSError(errno.ENOSPC, "no space left for a whole line", str(self.path))
+
+
+def _is_answer(record: Record) -> bool:
+    """Whether it has what the writers of the formats need."""
+    if not _has(record, {"image": str, "prompt": str}):
+        return False
+    if "error" in record:
+        return isinstance(record["error"], str)
+    parts = {"label": str, "box": list, "score": float | int | None, "mask": dict | None}
+    return _has(record, {"width": int, "height": int, "detections": list}) and all(
+        isinstance(item, dict) and _has(item, parts) for item in record["detections"]
+    )
+
+
+def _has(record: Record, kinds: dict[str, Any]) -> bool:
+    return all(key in record and isinstance(record[key], kind) for key, kind in kinds.items())
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")

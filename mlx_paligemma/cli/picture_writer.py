@@ -32,21 +32,37 @@ class PictureWriter:
             raise OptionError(f"-o {output} is one file, but there are {answers} pictures; give a folder")
         if self.folder is not None and output.suffix and not output.is_dir():
             raise OptionError(f"-o {output}: {output.suffix} is no picture format that can be written; try .png, or give a folder")
-        targets = [output] if self.folder is None else [output / f"{picture_stem(source)}.png" for source in sources]
-        lost = {Path(source).resolve() for source in sources} & {target.resolve() for target in targets}
-        if lost:
-            raise OptionError(f"-o {output} would overwrite the picture {lost.pop()}; choose another place")
+        self._check_inputs(sources)
+        self._own = {picture_stem(source).casefold() for source in sources}
         (output.parent if self.folder is None else output).mkdir(parents=True, exist_ok=True)
-        self._used: set[Path] = set()
+        self._used: set[str] = set()
 
     def write(self, name: str, picture: Image.Image) -> Path:
         """Save a picture under the input's name; never over one of the same run."""
         path = self.file
         if self.folder is not None:
-            path = next(path for path in _candidates(self.folder, picture_stem(name)) if path not in self._used)
-        self._used.add(path)
+            path = self.folder / f"{next(self._free_stems(picture_stem(name)))}.png"
+            self._used.add(path.stem.casefold())
         picture.save(path)
         return path
+
+    def _free_stems(self, stem: str) -> Iterator[str]:
+        """The picture's own name, or with -2, -3, ...; x.png and X.png are one file on a Mac's disk."""
+        if stem.casefold() not in self._used:
+            yield stem
+        numbered = (f"{stem}-{number}" for number in count(2))
+        yield from (name for name in numbered if name.casefold() not in self._used | self._own)
+
+    def _check_inputs(self, sources: Sequence[str]) -> None:
+        for source in (Path(source) for source in sources if "://" not in source):
+            if self.folder is not None and source.parent.resolve() == self.folder.resolve():
+                raise OptionError(
+                    f"-o {self.folder} is the folder of {source.name}, and might overwrite pictures there; choose another"
+                )
+            if self.folder is None and is_same_file(self.file, source):
+                raise OptionError(f"-o {self.file} would overwrite the picture {source}; choose another place")
+        if self.folder is None:
+            check_plain(self.file)
 
 
 class MaskWriter:
@@ -79,7 +95,12 @@ def _slug(label: str) -> str:
     return re.sub(r"[\W_]+", "-", label).strip("-")[:40] or "object"
 
 
-def _candidates(folder: Path, stem: str) -> Iterator[Path]:
-    yield folder / f"{stem}.png"
-    for number in count(2):
-        yield folder / f"{stem}-{number}.png"
+def is_same_file(a: Path, b: Path) -> bool:
+    """Whether both are there and are one file, through links or a disk that takes A for a too."""
+    return a.exists() and b.exists() and a.samefile(b)
+
+
+def check_plain(target: Path) -> None:
+    """Raises OptionError where something other than a file would be overwritten: a device, a pipe, a folder."""
+    if target.exists() and not target.is_file():
+        raise OptionError(f"{target} is not a plain file; choose another place")

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..common.errors import OptionError
 from ..common.formats import Record, write_coco, write_csv, write_yolo
 from .journal import Journal
+from .picture_writer import check_plain
 from .sources import Job
 
 
@@ -35,8 +36,9 @@ class ResultsPlace:
         Raises:
             OptionError: the target cannot be written, or holds results that would be lost.
         """
-        self._form, self._target, self._prompt = form, target, prompt
-        self.journal = Journal(target if form == FormatName.json else Path(f"{target.resolve()}.jsonl"))
+        self._form, self._prompt = form, prompt
+        self._target = target = target.resolve() if target.is_symlink() else target  # a link stays a link
+        self.journal = Journal(target if form == FormatName.json else target.resolve().with_name(f"{target.resolve().name}.jsonl"))
         self._check_kind()
         self._check_loss(resume)
 
@@ -80,6 +82,8 @@ class ResultsPlace:
         if self._target.exists() and self._target.is_dir() != is_yolo:
             wanted, found = ("folder", "file") if is_yolo else ("file", "folder")
             raise OptionError(f"-o {self._target} is a {found}, but --format {self._form} writes a {wanted}; choose another place")
+        if not is_yolo:
+            check_plain(self._target)
 
     def _check_loss(self, resume: bool) -> None:
         if resume and (self.journal.exists() or not self._is_taken()):

@@ -56,6 +56,8 @@ def video_job(source: str, frames: int) -> Job:
 
 
 def _pictures(argument: str) -> list[str]:
+    if not argument:
+        raise ImageError("a picture's name is empty; give a file, an address, a folder or a pattern")
     if "://" in argument:
         return [argument]
     if Path(argument).is_dir():

@@ -31,6 +31,7 @@ class Step:
     logprobs: list[float]  # before filters and grammar, as the next
     nearby: list[float]  # of a loc token: the probability of the bins around it, itself included; of others: 0
     changed: list[bool]  # by the grammar
+    cut: list[bool]  # by the grammar, to end before the token budget does
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,8 @@ class Generation:
             )
         row.grammar_changes += step.changed[index]
         if token == self._processor.config.eos_token_id:
-            row.finish_reason = "stop"
-            return Chunk(row.stream.finish(), token, "stop")
+            row.finish_reason = "length" if step.cut[index] else "stop"
+            return Chunk(row.stream.finish(), token, row.finish_reason)
         text = self._add(row, token, step.logprobs[index], step.nearby[index])
         if len(row.token_ids) >= row.budget:
             row.finish_reason = "length"
@@ -148,13 +149,16 @@ class Generation:
             self._stats(row, index),
             found.above(self._options.min_score),
             [*row.logprobs] if self._options.token_logprobs else None,
-            self._notes(text),
+            self._notes(row, text),
         )
 
-    def _notes(self, text: str) -> tuple[str, ...]:
+    def _notes(self, row: _Row, text: str) -> tuple[str, ...]:
+        notes = []
+        if row.finish_reason == "length":
+            notes.append(f"cut off after {row.budget} tokens, more may have followed; allow more with max_tokens (--max-tokens)")
         if self._processor.decode_masks is None and any(location.codes for location in parse_locations(text)):
-            return (f"boxes without masks: the model's folder has no {FILE_NAME}; download {PUBLISHED_AT} into it",)
-        return ()
+            notes.append(f"boxes without masks: the model's folder has no {FILE_NAME}; download {PUBLISHED_AT} into it")
+        return tuple(notes)
 
     def _prompt_tokens(self, index: int) -> int:
         padding = 0 if self._inputs.padding is None else int(self._inputs.padding[index])

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .errors import OptionError
 from .processor import ModelInputs
 
 DEFAULT_BYTES = 512 * 2**20
@@ -27,6 +28,8 @@ class FeatureCache:
     """
 
     def __init__(self, max_bytes: int = DEFAULT_BYTES):
+        if not isinstance(max_bytes, int) or max_bytes < 0:
+            raise OptionError(f"max_bytes is {max_bytes!r}; it must be a whole number of at least 0")
         self.max_bytes = max_bytes
         self.hits = self.misses = 0
         self.bytes = 0  # in use
@@ -88,6 +91,12 @@ def picture_features(
                 features.put(model, key, rows, rows.nbytes)
     most = inputs.pixel_values.shape[1]
     return [[found[key] for key in row] + [None] * (most - len(row)) for row in keys]
+
+
+def check_cache(features: object) -> None:
+    """Raises OptionError where something else was given as `features`."""
+    if features is not None and not isinstance(features, FeatureCache):
+        raise OptionError(f"features is {features!r}; give a FeatureCache or None")
 
 
 def picture_key(pixels: np.ndarray) -> bytes:

@@ -1,6 +1,7 @@
 """Answers as JSON records, and records as the files of other programs: COCO, YOLO, CSV.
 
-The writers read records one by one, and leave out the pictures that failed. A file is there whole or not at all.
+The writers read records one by one (that of YOLO twice), and leave out the pictures that failed. A file is there whole or
+not at all.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .masks import decode_rle, encode_rle, mask_polygons
 from .results import Detection, GenerationResult
 
 Record = dict[str, Any]  # what JSON can hold
+STEM_BYTES = 150  # of a file's name: disks allow 255, with the number, the label and the ending
 
 # the name of a file need not be text; what is none is written as \udc80, which JSON reads back
 ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
@@ -85,11 +87,12 @@ def write_yolo(records: Iterable[Record], folder: Path) -> None:
     """Labels for training: labels/<picture's name>.txt, empty where nothing was found, and data.yaml with the classes.
 
     A line is "class x y width height" of a box, or "class x1 y1 x2 y2 ..." of a mask's outline, in fractions of the
-    picture. The parts of a mask are one outline, joined by lines without width. Pictures of the same name get -2, -3, ...
+    picture. The parts of a mask are one outline, joined by lines without width. Pictures of the same name get -2, -3, ...;
+    pictures.csv tells which labels are whose.
     """
     (folder / "labels").mkdir(parents=True, exist_ok=True)
     classes: dict[str, int] = {}
-    stems, written = Stems(), set()
+    stems, written = Stems(record["image"] for record in _answered(records)), set()
     for record in _answered(records):
         path = folder / "labels" / f"{stems.of(record['image'])}.txt"
         before = path.read_text(encoding="utf-8") if path in written else ""
@@ -97,6 +100,10 @@ def write_yolo(records: Iterable[Record], folder: Path) -> None:
         with replacing(path) as out:
             out.write(before + "".join(lines))
         written.add(path)
+    with replacing(folder / "pictures.csv") as out:
+        csv.writer(out, lineterminator="\n").writerows(
+            [("labels", "image"), *((f"{stem}.txt", name) for name, stem in stems.given())]
+        )
     with replacing(folder / "data.yaml") as out:
         out.write("# the pictures belong into the folder images, beside labels\npath: .\ntrain: images\nval: images\n")
         named = "".join(f"\n  {number}: {json.dumps(label, ensure_ascii=False)}" for label, number in classes.items())
@@ -114,9 +121,11 @@ def write_csv(records: Iterable[Record], target: Path) -> None:
 
 
 class Stems:
-    """A file name for every picture, without its ending; never the same for two pictures."""
+    """A file name for every picture, without its ending: its own, or with -2, -3, ... where another picture has that already."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Iterable[str] = ()):
+        """`names` are those of pictures that may come: none of their own names is given to another."""
+        self._own = {picture_stem(name).casefold() for name in names}
         self._given: dict[str, str] = {}
         self._used: set[str] = set()
         self._numbers: dict[str, Iterator[int]] = {}
@@ -128,15 +137,22 @@ class Stems:
             self._used.add(self._given[name].casefold())
         return self._given[name]
 
+    def given(self) -> Iterable[tuple[str, str]]:
+        """Pictures and their file names, in the order in which they were asked for."""
+        return self._given.items()
+
     def _candidates(self, stem: str) -> Iterator[str]:
         numbers = self._numbers.setdefault(stem.casefold(), count(1))  # x.png and X.png are one file on a Mac's disk
-        return (stem if number == 1 else f"{stem}-{number}" for number in numbers)
+        numbered = (stem if number == 1 else f"{stem}-{number}" for number in numbers)
+        return (name for name in numbered if name == stem or name.casefold() not in self._own)
 
 
 def picture_stem(source: str) -> str:
     """The name of a picture's file or address, without its ending."""
     is_address = "://" in source
-    stem = Path(source.split("?", maxsplit=1)[0]).stem[:100] if is_address else Path(source).stem
+    stem = Path(source.split("?", maxsplit=1)[0] if is_address else source).stem
+    while len(os.fsencode(stem)) > STEM_BYTES:
+        stem = stem[:-1]
     return stem or "picture"
 
 

@@ -104,10 +104,10 @@ def plan(grammar: Grammar, tokenizer: PaliGemmaTokenizer, prompts: Sequence[str]
 
 def wanted_labels(prompt: str) -> list[str]:
     """What a prompt asks to locate: ["cat", "dog"] for "detect cat ; dog"; nothing where it asks for no places."""
-    task, _, names = prompt.strip().partition(" ")
-    if task not in ("detect", "segment"):
+    task, *names = prompt.split(maxsplit=1)
+    if task.lower() not in ("detect", "segment"):
         return []
-    return [name.strip() for name in names.split(";")]
+    return [name.strip() for name in "".join(names).split(";")]
 
 
 def label_hash(tokens: Sequence[int]) -> int:

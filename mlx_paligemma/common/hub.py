@@ -24,6 +24,8 @@ def find_folder(model: str | Path | None = None, revision: str | None = None) ->
     """
     if model is None:
         return bundled_checkpoint()
+    if not isinstance(model, (str, Path)) or not str(model).strip():
+        raise CheckpointError(f"model is {model!r}; give a checkpoint's folder, a Hub id, or nothing for the bundled demo")
     try:
         folder = Path(model).expanduser()
         if folder.is_dir():

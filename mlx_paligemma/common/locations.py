@@ -25,7 +25,7 @@ MaskEncoder = Callable[[np.ndarray], np.ndarray]  # masks float32 [n, 64, 64] in
 CODES_PER_MASK = 16
 NEAR = 16  # bins to either side that count as the same place: 1/64 of the picture
 BINS = NUM_LOC  # a bin is a coordinate times this; big_vision's evaluation uses 1023
-_OBJECT = re.compile(r"((?:<loc[0-9]{4}>){4})\s*((?:<seg[0-9]{3}>){16})?([^<>;]*)")
+_OBJECT = re.compile(r"((?:<loc[0-9]{4}>){4})\s*((?:<seg[0-9]{3}>){16})?(?:<seg[0-9]{3}>)*([^<>;]*)")
 _LOCS = re.compile(r"(?:<loc[0-9]{4}>)+")
 
 
@@ -91,11 +91,16 @@ def parse_detections(
 def format_detections(detections: Detections, encode_masks: MaskEncoder | None = None, *, bins: int = BINS) -> str:
     """The answer that stands for these objects, to write data sets with; masks are encoded where an encoder is given.
 
+    Boxes are cut at the picture's edges. One that is smaller than a bin becomes an object that `parse_detections` leaves out.
+
     Raises:
-        PromptError: a label holds a mark that would end it.
+        PromptError: a label holds a mark that would end it, a box a number that is none, or a mask is not of the picture.
     """
     parts = []
     for item in detections:
+        if item.mask is not None and item.mask.shape != (detections.height, detections.width):
+            size = f"{detections.width} x {detections.height}"
+            raise PromptError(f"the mask of {item.label!r} is not of the picture's size, {size}; give [height, width] of the whole")
         codes: Sequence[int] = ()
         if item.mask is not None and encode_masks is not None:
             codes = encode_masks(crop_mask(item.mask, item.box)[None])[0].tolist()
@@ -118,7 +123,7 @@ def paste_mask(mask: np.ndarray, box: Sequence[float], width: int, height: int) 
 def crop_mask(mask: np.ndarray, box: Sequence[float]) -> np.ndarray:
     """A whole picture's bool mask, cut to a box (pixels, rounded) and stretched for an encoder: float32 [64, 64] in [0, 1]."""
     x0, y0, x1, y1 = (round(value) for value in box)
-    cut = mask[y0:y1, x0:x1]
+    cut = np.asarray(mask, dtype=bool)[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)]
     if not cut.size:
         return np.zeros((MASK_SIZE, MASK_SIZE), dtype=np.float32)
     gray = Image.fromarray(cut.astype(np.uint8) * 255)
@@ -129,10 +134,12 @@ def format_location(box: Sequence[float], label: str, codes: Sequence[int] = (),
     """The text of one object. box is (x0, y0, x1, y1) in fractions; a bin is the nearest, from 0 to 1023.
 
     Raises:
-        PromptError: the label holds a mark that would end it.
+        PromptError: the label holds a mark that would end it, or the box a number that is none.
     """
     if set(label) & set("<>;"):
         raise PromptError(f"the label {label!r} holds one of < > ; which end a label in PaliGemma's answers; take it out")
+    if not all(map(math.isfinite, box)):
+        raise PromptError(f"the box {tuple(box)} of {label!r} is not made of finite numbers; mend it")
     x0, y0, x1, y1 = (LOC_TOKENS[min(max(round(value * bins), 0), NUM_LOC - 1)] for value in box)
     return f"{y0}{x0}{y1}{x1}{''.join(SEG_TOKENS[code] for code in codes)} {label}".rstrip()
 

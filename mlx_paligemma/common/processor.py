@@ -160,7 +160,7 @@ def _check_ids(config: PaliGemmaConfig, tokenizer: PaliGemmaTokenizer) -> None:
 
 def _check_batch(rows: Sequence[list[ImageSource]], prompts: Sequence[str], suffixes: Sequence[str] | None) -> None:
     for name, texts in (("prompts", prompts), ("suffixes", suffixes or [])):
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
             raise PromptError(f"{name} must be a list of texts, one for each row")
     if len(rows) != len(prompts) or not prompts:
         raise PromptError(f"{len(rows)} pictures do not match {len(prompts)} prompts; give one prompt per picture")

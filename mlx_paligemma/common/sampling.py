@@ -6,6 +6,7 @@ import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from .errors import OptionError
@@ -40,14 +41,14 @@ class SamplingOptions:
         whole = {"max_tokens": 1, "top_k": 0} | ({} if self.seed is None else {"seed": 0})
         for name, least in whole.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
                 raise OptionError(f"{name} is {value!r}; it must be a whole number of at least {least}")
         for name in ("grammar", "token_logprobs"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} is {getattr(self, name)!r}; it must be True or False")
         for name, highest in (("temperature", sys.float_info.max), ("top_p", 1.0), ("min_p", 1.0), ("min_score", 1.0)):
             value = getattr(self, name)
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            is_number = isinstance(value, Real) and not isinstance(value, bool)
             if not is_number or not 0 <= value <= highest:
                 limits = "of at least 0 and at most 1" if highest == 1 else "of at least 0, and finite"
                 raise OptionError(f"{name} is {value!r}; it must be a number {limits}")
@@ -59,6 +60,11 @@ class SamplingOptions:
         """Whether the likeliest token is taken. Below this temperature float32 could not tell the difference."""
         return self.temperature < 1e-6
 
+    @property
+    def finite_temperature(self) -> float:
+        """What scores are divided by: at most what float32 can hold, or a token ruled out (-inf) would become NaN."""
+        return min(float(self.temperature), 1e30)
+
     def first_seed(self) -> int:
         """The seed, or a fresh one below 2 ** 32."""
-        return secrets.randbits(32) if self.seed is None else self.seed % 2**32
+        return secrets.randbits(32) if self.seed is None else int(self.seed) % 2**32

@@ -77,7 +77,7 @@ def test_both_backends_decode_every_code_to_the_same_mask(codec):
     assert wanted.shape == (config.num_codes // 16, 64, 64, 1)
     assert relative_error(np.array(model.decode(mx.array(codes))), wanted) <= MODULE_LIMIT
     for weights in (torch_weights, mlx_weights):
-        assert relative_error(weights.load_mask_decoder(path.parent)(codes), wanted[..., 0]) <= MODULE_LIMIT
+        assert relative_error(weights.mask_functions(path.parent)[0](codes), wanted[..., 0]) <= MODULE_LIMIT
 
 
 def test_both_backends_encode_masks_to_the_same_codes(codec):

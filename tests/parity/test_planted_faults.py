@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from .compare import LOGITS_LIMIT, MODULE_LIMIT, Call, Scenario, compare_each, report
+from .compare import LOGITS_LIMIT, Call, Scenario, compare_each, report
 from .planted_faults import faults
 from .tiny_models import Pair
 
@@ -27,7 +27,7 @@ def test_a_planted_fault_is_found_and_blamed_on_its_module(fault, generation, pa
     size = 0 if failing is None else failing.relative_error
     report(f"| {generation} | {fault.name} | `{found}` | {size:.1e} | {logits:.1e} | ")
     assert found == fault.blamed
-    assert size > 2 * MODULE_LIMIT and not logits <= LOGITS_LIMIT
+    assert size > 2 * failing.budget and not logits <= LOGITS_LIMIT
 
 
 def test_an_unbroken_model_has_nothing_to_blame(pairs, recorded):
