@@ -27,12 +27,12 @@ from torch_ref import kv_cache as torch_kv_cache
 from torch_ref.generation import as_torch
 
 from .batches import random_inputs, tokens
-from .tiny_models import GEMMA, Pair
+from .tiny_models import Pair
 
-# What one narrow module may be off by in float32 at most, and the logits of a run from the pixels.
-SIZE = budgets.Size(GEMMA["hidden_size"])
-MODULE_LIMIT = budgets.module_budget("float32", "language_model", SIZE)
-LOGITS_LIMIT = budgets.logits_budget("float32", SIZE)
+# What any module of a tiny model may be off by in float32, whatever its own budget: only the order of summation differs, measured
+# at 2e-6 and below, where planted faults start at 3e-5 (an epsilon).
+MODULE_LIMIT = 5e-6
+LOGITS_LIMIT = 1e-5  # from pixels to logits the roundings of all modules add up, measured at 4e-6 and below
 TIE = budgets.TIE
 
 WHOLE = ("", "prefill", "decode")  # calls that are the whole model, pixels or tokens to logits

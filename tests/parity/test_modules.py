@@ -19,6 +19,7 @@ from .batches import random_inputs
 from .compare import (
     LOGITS_LIMIT,
     MODULE_LIMIT,
+    WHOLE,
     Scenario,
     blamed,
     compare,
@@ -50,6 +51,7 @@ def assert_equal(pair: Pair) -> list[ModuleParity]:
     scenario = Scenario.of(pair)
     differences = compare(scenario.calls(pair), pair.model)
     assert blamed(differences) is None, f"{worst(differences)}"
+    assert all(part.relative_error <= MODULE_LIMIT for part in differences if part.name not in WHOLE), f"{worst(differences)}"
     assert scenario.logits_error(pair, pair.model) <= LOGITS_LIMIT
     return differences
 
