@@ -59,7 +59,9 @@ def reporting() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(FAILED) from None
     except OSError as error:
-        fail(f"{error.filename or 'the system'}: {error.strerror or error}", FAILED)
+        where = "a file" if error.filename is None else str(error.filename)
+        reason = error.strerror or error
+        fail(f"{where} cannot be read or written ({reason}); check the path, its permissions and the free space", FAILED)
 
 
 def fail(message: str, code: int) -> None:

@@ -80,7 +80,7 @@ def _in_folder(folder: Path) -> list[str]:
 def _matching(pattern: str) -> list[str]:
     found = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())  # noqa: PTH207 - takes absolute ones
     if not found:
-        raise ImageError(f"{pattern} fits no file; check the pattern (** stands for any folders)")
+        raise ImageError(f"{pattern} fits no file; check the pattern (** stands for any folders, [[] for a bracket)")
     return found
 
 
