@@ -1,6 +1,7 @@
 """For every test: float32 means float32, and what needs a machine, weights or patience that is not there is skipped."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -13,6 +14,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C, and so would their children
     settings.register_profile("here", max_examples=1000 if config.getoption("--full") else 200, deadline=None)
     settings.load_profile("here")
 

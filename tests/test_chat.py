@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -42,13 +43,15 @@ class Terminal:
     def __init__(self, *arguments):
         self.seen = ""
         self.end, inner = pty.openpty()
+        modes = termios.tcgetattr(inner)
+        modes[3] |= termios.NOFLSH  # else Ctrl-C empties the terminal's buffers, now and then with the next prompt in them
+        termios.tcsetattr(inner, termios.TCSANOW, modes)
         self.process = chat(*arguments, stdin=inner, stdout=inner, stderr=inner, start_new_session=True, preexec_fn=self._own)
         os.close(inner)
 
     @staticmethod
     def _own():
         import fcntl
-        import termios
 
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C reaches it as on a real terminal
 

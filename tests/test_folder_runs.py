@@ -100,7 +100,8 @@ def test_ctrl_c_and_resume_give_what_an_uninterrupted_run_gives(run, pictures, m
     arguments = ("generate", "pics", "-p", PROMPT, "--format", "json", "--batch-size", batch_size)
     run(*arguments, "-o", "whole.jsonl")
     with monkeypatch.context() as patch:
-        interrupt_after(patch, sum(len(record["token_ids"]) + 1 for record in records("whole.jsonl")) // (2 * batch_size))
+        first = [len(record["token_ids"]) for record in records("whole.jsonl")[:batch_size]]
+        interrupt_after(patch, max(first) + 2)  # in the second batch
         code, _, err = run(*arguments, "-o", "parts.jsonl")
     assert code == 130
     assert err.splitlines()[-1] == "error: interrupted"
