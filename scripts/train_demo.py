@@ -225,7 +225,7 @@ def _polish(model: PaliGemma, processor: PaliGemmaProcessor, codec: MaskCodec, r
 
 
 def _finish(model: PaliGemma, processor: PaliGemmaProcessor, codec: MaskCodec, runs: Path, steps: int) -> None:
-    """Rounds that each warm up and cool down again; the mean of their weights is better than any (arXiv:1803.05407)."""
+    """Rounds that each warm up and cool down again; the mean of the last two is better than either (arXiv:1803.05407)."""
     before, ends = runs / "polish", []
     for number in range(LAST_ROUNDS):
         loss = JointLoss(model.config, processor.tokenizer, steps, widest=NARROW)
@@ -233,7 +233,7 @@ def _finish(model: PaliGemma, processor: PaliGemmaProcessor, codec: MaskCodec, r
         options = _whole_model_options(steps, learning_rate=7e-4)
         before = runs / f"last-{number}"
         train(model, processor, SceneExamples(codec, SEED + 3 + number, weights=LAST_WEIGHTS), options, before, loss)
-        ends.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        ends = [*ends[-1:], {name: tensor.clone() for name, tensor in model.state_dict().items()}]
     model.load_state_dict({name: torch.stack([end[name] for end in ends]).mean(0) for name in ends[0]})
 
 
