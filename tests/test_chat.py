@@ -55,11 +55,17 @@ class Terminal:
 
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C reaches it as on a real terminal
 
-    def until(self, word):
-        """The output up to a word, which is taken away."""
-        deadline = time.monotonic() + PATIENCE
+    def until(self, word, keys=""):
+        """The output up to a word, which is taken away. Types `keys` first, and again after 5 seconds of waiting.
+
+        Python's readline does not see a Ctrl-C that comes between its prompt and its waiting for input; a user presses again.
+        """
+        deadline, typed = time.monotonic() + PATIENCE, 0.0
         while word not in self.seen:
             assert time.monotonic() < deadline, self.seen
+            if keys and time.monotonic() > typed + 5:
+                typed = time.monotonic()
+                self.type(keys)
             if select.select([self.end], [], [], 1)[0]:
                 self.seen += os.read(self.end, 4096).decode(errors="replace")
             assert "Traceback" not in self.seen
@@ -157,8 +163,7 @@ def test_on_a_terminal_ctrl_c_clears_the_line_and_ctrl_d_leaves():
     assert "448 x 403" in terminal.until("> ")
     terminal.type("nonsense")
     terminal.until("nonsense")
-    terminal.type("\x03")
-    terminal.until("> ")
+    terminal.until("> ", keys="\x03")
     terminal.type("answer en what color is the star?\r")
     assert "nonsense" not in terminal.until("green")
     terminal.until("> ")
@@ -173,8 +178,7 @@ def test_on_a_terminal_ctrl_c_stops_an_answer_and_the_next_is_given():
         terminal.type("caption en\r")
         terminal.until("caption en\r\n")
         time.sleep(1)  # into the answer
-        terminal.type("\x03")
-        terminal.until("stopped")
+        terminal.until("stopped", keys="\x03")
         terminal.until("> ")
     terminal.type("/history\r")
     for word in ("1. ", "(stopped)", "2. ", "(stopped)", "> "):
