@@ -23,6 +23,7 @@ class GrammarWalk:
         self.first_loc, self.eos = grammar.first_loc, grammar.eos
         self.kinds, self.allowed = mx.array(grammar.kinds), mx.array(grammar.allowed)
         self.following, self.cost = mx.array(grammar.following), mx.array(grammar.cost)
+        self.is_end = mx.array([kind in (Kind.SEPARATOR, Kind.EOS) for kind in Kind])  # bool [K]: kinds that end an object
         self.state, self.left, self.names = mx.array(plan.start), mx.array(plan.budget), mx.array(plan.names)
         self.short_hashes = mx.array(plan.prefixes[..., 0]).astype(mx.uint32)
         self.short_lengths = mx.array(plan.prefixes[..., 1]).astype(mx.int32)
@@ -34,7 +35,7 @@ class GrammarWalk:
 
     def possible(self) -> mx.array:
         """Bool [B, V]: the tokens that may come next. Never none: the form comes before the rules about boxes."""
-        kinds = self.allowed[self.state] & ~(self._is_repeated()[:, None] & _is_end())
+        kinds = self.allowed[self.state] & ~(self._is_repeated()[:, None] & self.is_end)
         form = kinds[:, self.kinds]
         fine = form & ~self._banned(form.shape[1])
         return mx.where(fine.any(-1, keepdims=True), fine, form)
@@ -152,11 +153,6 @@ def _choose(scores: mx.array, options: SamplingOptions, noise: mx.array | None) 
     if noise is not None:
         scores = _filtered(scores / options.finite_temperature, options) + noise
     return mx.argmax(scores, axis=-1).astype(mx.int32)
-
-
-def _is_end() -> mx.array:
-    """Bool [K]: kinds of tokens that end an object."""
-    return mx.array([kind in (Kind.SEPARATOR, Kind.EOS) for kind in Kind])
 
 
 def _filtered(scores: mx.array, options: SamplingOptions) -> mx.array:

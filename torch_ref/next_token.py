@@ -25,6 +25,8 @@ class GrammarWalk:
         tables = (grammar.kinds, grammar.allowed, grammar.following, grammar.cost, plan.start, plan.budget, plan.names)
         placed = [torch.from_numpy(table).to(device) for table in tables]
         self.kinds, self.allowed, self.following, self.cost, self.state, self.left, self.names = placed
+        ends = [kind in (Kind.SEPARATOR, Kind.EOS) for kind in Kind]
+        self.is_end = torch.tensor(ends, device=device)  # bool [K]: kinds that end an object
         self.short_hashes, self.short_lengths = torch.from_numpy(plan.prefixes).to(device).unbind(-1)
         self.box = torch.full((rows, 4), -2, device=device)  # y0, x0, y1, x1 of the object being written
         self.hash, self.length = torch.zeros((2, rows), dtype=torch.int64, device=device)  # of its label so far
@@ -34,7 +36,7 @@ class GrammarWalk:
 
     def possible(self) -> Tensor:
         """Bool [B, V]: the tokens that may come next. Never none: the form comes before the rules about boxes."""
-        kinds = self.allowed[self.state] & ~(self._is_repeated()[:, None] & self._is_end())
+        kinds = self.allowed[self.state] & ~(self._is_repeated()[:, None] & self.is_end)
         form = kinds[:, self.kinds]
         fine = form & ~self._banned(form.shape[1])
         return torch.where(fine.any(-1, keepdim=True), fine, form)
@@ -71,10 +73,6 @@ class GrammarWalk:
         """Bool [B]: to end the object here would repeat an earlier one."""
         same = (self.hashes == self.hash[:, None]) & (self.lengths == self.length[:, None])
         return (self._twins() & same).any(-1)
-
-    def _is_end(self) -> Tensor:
-        """Bool [K]: kinds of tokens that end an object."""
-        return torch.tensor([kind in (Kind.SEPARATOR, Kind.EOS) for kind in Kind], device=self.device)
 
     def _banned(self, rows: int) -> Tensor:
         """Bool [B, V]: loc tokens that would reverse a box, and tokens that would make an object for the second time."""
