@@ -28,7 +28,7 @@ from mlx_paligemma.common.image import pixel_values
 from mlx_paligemma.common.mask_codec import FILE_NAME, read_mask_codec
 from mlx_paligemma.common.processor import PaliGemmaProcessor
 from mlx_paligemma.common.tokenizer import NUM_LOC, PaliGemmaTokenizer
-from mlx_paligemma.demo.questions import LOCATING_WEIGHTS, SHAPE_SCENE_WEIGHTS, Question, ask
+from mlx_paligemma.demo.questions import LOCATING_WEIGHTS, PAIRS, SHAPE_SCENE_WEIGHTS, Question, ask
 from mlx_paligemma.demo.scenes import Scene, Shape, draw_scene
 from torch_ref.mask_decoder import MaskCodec
 from torch_ref.paligemma import PaliGemma
@@ -39,7 +39,8 @@ QUESTIONS_PER_SCENE = 4
 LOCATING_FROM = 40_000  # from this scene of the joint training on, more questions are about places, the hardest to learn
 POLISH_WEIGHTS = (0.12, 0.05, 0.06, 0.06, 0.11, 0.13, 0.31, 0.14, 0.02)  # of the tasks in questions.py: the weakest most often
 LAST_WEIGHTS = (0.08, 0.03, 0.05, 0.03, 0.08, 0.27, 0.22, 0.22, 0.02)
-LAST_ROUNDS = 3
+LAST_ROUNDS = ((1000, 7e-4), (1000, 7e-4), (1000, 7e-4), (2500, 1e-3), (1500, 7e-4))  # steps and highest rate of each
+LAST_PAIRS = 0.5  # of their questions about places, this share asks for two kinds at once: the first was often left out
 WHITENING_FLOOR = 0.1  # variance below which a direction counts as noise
 VISION = {
     "model_type": "siglip_vision_model", "hidden_size": 160, "intermediate_size": 640, "num_hidden_layers": 4,
@@ -83,6 +84,7 @@ class SceneExamples:
     per_scene: int = QUESTIONS_PER_SCENE
     start: int = 0  # scenes
     weights: tuple[float, ...] = ()  # how often which question; left out: as in the joint training
+    pairs: float = PAIRS
 
     def skip(self, count: int) -> SceneExamples:
         """The examples after the first `count`."""
@@ -96,7 +98,7 @@ class SceneExamples:
             codes = SceneCodes(self.codec, scene)
             weights = self.weights or (SHAPE_SCENE_WEIGHTS if number < LOCATING_FROM else LOCATING_WEIGHTS)
             for _ in range(self.per_scene):
-                yield DemoExample(scene, ask(scene, rng, codes, weights=weights))
+                yield DemoExample(scene, ask(scene, rng, codes, weights=weights, pairs=self.pairs))
             number += 1
 
 
@@ -178,7 +180,6 @@ def main(
     vision_steps: Annotated[int, typer.Option(help="Steps of 32 pictures for the vision tower alone.")] = 2600,
     joint_steps: Annotated[int, typer.Option(help="Steps of 16 pictures and 64 questions for the whole model.")] = 4000,
     polish_steps: Annotated[int, typer.Option(help="Further such steps on the questions that are hardest.")] = 6000,
-    last_steps: Annotated[int, typer.Option(help="Such steps in each of the last rounds, at a lower rate.")] = 1200,
 ) -> None:
     """Train the demo checkpoint, or go on training it."""
     torch.set_num_threads(2)
@@ -196,7 +197,7 @@ def main(
     _train_vision(model, processor, codec, runs, vision_steps)
     _train_joint(model, processor, codec, runs, joint_steps)
     _polish(model, processor, codec, runs, polish_steps)
-    _finish(model, processor, codec, runs, last_steps)
+    _finish(model, processor, codec, runs)
     save_checkpoint(model, data, runs, out)
 
 
@@ -224,15 +225,16 @@ def _polish(model: PaliGemma, processor: PaliGemmaProcessor, codec: MaskCodec, r
     train(model, processor, SceneExamples(codec, SEED + 2, weights=POLISH_WEIGHTS), options, runs / "polish", loss)
 
 
-def _finish(model: PaliGemma, processor: PaliGemmaProcessor, codec: MaskCodec, runs: Path, steps: int) -> None:
+def _finish(model: PaliGemma, processor: PaliGemmaProcessor, codec: MaskCodec, runs: Path) -> None:
     """Rounds that each warm up and cool down again; the mean of the last two is better than either (arXiv:1803.05407)."""
     before, ends = runs / "polish", []
-    for number in range(LAST_ROUNDS):
+    for number, (steps, rate) in enumerate(LAST_ROUNDS):
         loss = JointLoss(model.config, processor.tokenizer, steps, widest=NARROW)
         loss.load_state_dict(torch.load(before / "training.pt", weights_only=True)["loss"])
-        options = _whole_model_options(steps, learning_rate=7e-4)
+        options = _whole_model_options(steps, learning_rate=rate)
         before = runs / f"last-{number}"
-        train(model, processor, SceneExamples(codec, SEED + 3 + number, weights=LAST_WEIGHTS), options, before, loss)
+        examples = SceneExamples(codec, SEED + 3 + number, weights=LAST_WEIGHTS, pairs=LAST_PAIRS)
+        train(model, processor, examples, options, before, loss)
         ends = [*ends[-1:], {name: tensor.clone() for name, tensor in model.state_dict().items()}]
     model.load_state_dict({name: torch.stack([end[name] for end in ends]).mean(0) for name in ends[0]})
 

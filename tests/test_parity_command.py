@@ -6,7 +6,7 @@ import sys
 
 import mlx.core as mx
 import pytest
-from parity.planted_faults import faults
+from parity.planted_faults import faults, input_faults
 from parity.tiny_models import config_json, write_pair
 from program import PICTURE, one_line, program
 
@@ -57,7 +57,7 @@ def report(run, folder):
 
 def plant(monkeypatch, name):
     """One of the faults that need no model to be planted in; the module that is to blame."""
-    fault = next(fault for fault in faults() if fault.name == name)
+    fault = next(fault for fault in [*faults(), *input_faults()] if fault.name == name)
     fault.plant(monkeypatch, None)
     return fault.blamed
 
@@ -79,8 +79,9 @@ def test_the_json_is_the_contract(plain):
 def test_modules_stand_in_the_order_of_the_model_and_none_is_missing(plain):
     names = [module["name"] for module in plain["modules"]]
     order = [
-        *("vision_tower.embeddings.patch_embedding", "vision_tower", "multi_modal_projector", "embed"),
-        *("language_model.layers.0.self_attn", "language_model.layers.1", "language_model.norm", "logits", "model", "decode"),
+        *("processor", "vision_tower.embeddings.patch_embedding", "vision_tower", "multi_modal_projector", "embed"),
+        *("language_model.layers.0.self_attn", "language_model.layers.1", "language_model.norm", "mask", "logits", "model"),
+        *("cache", "positions", "decode"),
     ]
     assert [name for name in names if name in order] == order
     assert sum(name.startswith("language_model.layers.") for name in names) == 2 * 15
@@ -96,7 +97,7 @@ def test_every_layer_has_its_drift(plain):
 
 def test_bfloat16_passes_within_its_budget_and_is_far_from_float32(report, plain):
     code, data = report("--dtype", "bfloat16")
-    assert code == 0 and {module["dtype"] for module in data["modules"]} == {"bfloat16"}
+    assert code == 0 and {module["dtype"] for module in data["modules"]} == {"bfloat16", ""}  # masks and token ids have none
     assert data["logits"]["relative_error"] > 1000 * plain["logits"]["relative_error"]
 
 
@@ -105,6 +106,8 @@ def test_bfloat16_passes_within_its_budget_and_is_far_from_float32(report, plain
     [
         ("float32", "attention scores capped after the mask"),
         ("float32", "cache written one column early"),
+        ("float32", "decoded tokens one position late"),
+        ("float32", "newline missing"),
         ("bfloat16", "gate and up exchanged"),
         ("bfloat16", "causal prefix"),
     ],
@@ -117,9 +120,14 @@ def test_a_planted_fault_fails_and_its_module_is_blamed(report, monkeypatch, nam
 
 def test_transformers_is_a_reference_too(report, monkeypatch):
     code, data = report("--against", "transformers")
-    assert code == 0 and len(data["modules"]) > 60
+    assert code == 0 and len(data["modules"]) > 60 and data["decoding"]["relative_error"] < 1e-5
     blamed = plant(monkeypatch, "gate and up exchanged")
     assert report("--against", "transformers")[1]["first_failure"] == blamed
+
+
+def test_transformers_finds_a_wrong_mask(report, monkeypatch):
+    blamed = plant(monkeypatch, "causal prefix")
+    assert report("--against", "transformers", "--no-batch")[1]["first_failure"] == blamed == "mask"
 
 
 def test_nan_is_named_first_with_what_the_module_was_given(report, monkeypatch):
@@ -184,7 +192,7 @@ def test_an_interrupted_run_keeps_what_there_was(run, folder, tmp_path, monkeypa
     code, out, err = run("parity", "--model", folder, *QUESTION, "--json", "--html", tmp_path / "report.html")
     data = json.loads(out)
     assert code == 130 and data["verdict"] == "interrupted"
-    assert len(data["modules"]) == len(set(done)) and data["logits"] is None
+    assert {module["name"] for module in data["modules"]} == {"processor", *done} and data["logits"] is None
     one_line(err, "interrupted")
     assert "interrupted" in (tmp_path / "report.html").read_text()
 

@@ -15,6 +15,7 @@ MULTIPLE = {kind: ("crosses" if kind == "cross" else f"{kind}s") for kind in KIN
 TASKS = ("caption", "color", "shape", "count", "count kind", "yes/no", "detect", "segment", "ocr")
 SHAPE_SCENE_WEIGHTS = (0.16, 0.1, 0.1, 0.08, 0.08, 0.1, 0.2, 0.16, 0.02)
 LOCATING_WEIGHTS = (0.16, 0.05, 0.05, 0.08, 0.1, 0.06, 0.34, 0.14, 0.02)  # for the later part of a training
+PAIRS = 0.25  # of the questions about places that ask for two kinds at once
 NUMBER_SCENE_WEIGHTS = (0.25, 0.03, 0.03, 0.04, 0.02, 0.03, 0.08, 0.02, 0.5)
 
 
@@ -34,13 +35,16 @@ def ask(
     mask_codes: MaskCodes,
     task: str | None = None,
     weights: Sequence[float] = SHAPE_SCENE_WEIGHTS,
+    pairs: float = PAIRS,
 ) -> Question:
-    """A random question about the scene, of the task given or of any; `weights` say how often a scene of shapes gets which."""
+    """A random question about the scene, of the task given or of any; `weights` say how often a scene of shapes gets which,
+    `pairs` how often a question about places asks for two kinds.
+    """
     if task is None:
         weights = NUMBER_SCENE_WEIGHTS if scene.number else weights
         task = str(rng.choice(TASKS, p=weights))
     if task in ("detect", "segment"):
-        return _locate(task, scene, rng, mask_codes)
+        return _locate(task, scene, rng, mask_codes, pairs)
     return Question(task, *_ASKERS[task](scene, rng))
 
 
@@ -103,10 +107,10 @@ _ASKERS = {
 }
 
 
-def _locate(task: str, scene: Scene, rng: np.random.Generator, mask_codes: MaskCodes) -> Question:
+def _locate(task: str, scene: Scene, rng: np.random.Generator, mask_codes: MaskCodes, pairs: float) -> Question:
     """`detect star`, `detect red star` or `detect circle ; star`: label by label, from left to right."""
     labels = [_label(scene, rng)]
-    if rng.random() < 0.25:
+    if rng.random() < pairs:
         other = _choose(rng, [shape.kind for shape in scene.shapes], KINDS)
         labels = [labels[0].split()[-1], other] if other != labels[0].split()[-1] else labels
     located = [(label, shape) for label in labels for shape in scene.shapes if _fits(label, shape)]

@@ -44,6 +44,7 @@ MEASURED: Mapping[str, Mapping[str, tuple[float, float]]] = {
 # the position. Measured on rotary modules of 20 to 256 numbers per head at 32 to 4200 positions: 7e-8 per position at most.
 ANGLE = 7e-8
 _ROTATED = ("rope", "attention", "layer", "stack", "model", FROM_PIXELS)
+EXACT = 1e-6  # for what is no arithmetic: token ids, masks, positions; and for pixels, which are rounded once
 _STAGES = {
     "rope": ("rope",),
     "embedding": ("embed", "embed_tokens", "embeddings"),

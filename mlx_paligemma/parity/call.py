@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+DECODED = "decoded"  # no module, but the logits [B, 1 + T, V] after the prompts and after each of the decoded tokens
 MASK_CODEC = "mask_codec"  # the codec is a network of its own; its modules bear this in front
 
 
@@ -38,11 +39,13 @@ class Call:
     named: dict[str, Any] = field(default_factory=dict)
     scene: str = ""  # during which run: "forward", "prefill", "decode", "masks"
     real: np.ndarray | None = None  # bool [B, L], False on padding, where any result is right; None: all are compared
+    after: tuple[LayerState, ...] = ()  # what the caches among an attention's arguments held when it returned
 
     def mapped(self, change: Callable[[Any], Any]) -> Call:
         """The same call with every array changed."""
         arguments = mapped(self.arguments, change), mapped(self.named, change)
-        return replace(self, arguments=arguments[0], named=arguments[1], output=change(self.output))
+        after = mapped(self.after, change)
+        return replace(self, arguments=arguments[0], named=arguments[1], output=change(self.output), after=after)
 
     def compared(self, array: np.ndarray) -> np.ndarray:
         """The part of an output that counts: positions of hidden states that are padding do not."""

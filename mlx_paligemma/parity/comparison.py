@@ -21,10 +21,11 @@ from ..common.processor import PaliGemmaProcessor
 from ..common.tokenizer import PaliGemmaTokenizer
 from ..weights import load_mask_codec
 from . import budgets
-from .call import Call
+from .call import DECODED, Call
 from .call_store import CallStore
-from .end_to_end import run_end_to_end
+from .end_to_end import run_decoding, run_end_to_end
 from .greedy import GreedyRun, compare_greedy
+from .input_check import InputCheck
 from .origin import Against, Question, check_same_model, describe
 from .replay import Replayer
 from .report import ModuleParity, ParityReport
@@ -66,6 +67,8 @@ class Comparison:
     def run(self) -> ParityReport:
         """Both halves."""
         try:
+            inputs = InputCheck(self.checkpoint.folder, self.checkpoint.config).compare(self.scenes.batch, self.scenes.rows)
+            self._note(inputs)
             with CallStore.temporary() as store:
                 answer = self._run_reference(store)
                 gc.collect()
@@ -92,6 +95,7 @@ class Comparison:
         self.tell("MLX from the pixels", 0, None)
         drift, logits = run_end_to_end(model, self.scenes.batch, store, self.dtype)
         self.report = replace(self.report, drift=drift, logits=logits)
+        self.report = replace(self.report, decoding=run_decoding(model, self.scenes, store, self.dtype))
         self.tell("MLX answers", 0, None)
         question = self.question
 
@@ -107,9 +111,14 @@ class Comparison:
         replayer = Replayer.of(model, load_mask_codec(path) if path.exists() else None, self._size.positions)
         for done, call in enumerate(store):
             self.tell("modules", done, len(store))
-            if call.name != "lm_head" or hasattr(model, "lm_head"):
-                found = replayer.compare(call)
-                self._found[found.name] = worse(self._found.get(found.name), found)
+            if call.name != DECODED and (call.name != "lm_head" or hasattr(model, "lm_head")):
+                for found in replayer.compare(call):
+                    self._note(found)
+
+    def _note(self, found: ModuleParity) -> None:
+        self._found[found.name] = worse(self._found.get(found.name), found)
+        if found.fails and self.report.blamed is None:
+            self.report = replace(self.report, blamed=found.name)
 
 
 def worse(one: ModuleParity | None, other: ModuleParity) -> ModuleParity:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,9 @@ class Distance:
     relative_error: float  # largest difference by largest reference value
     max_abs_error: float
     cosine: float  # of the two arrays as long vectors; 1 for two that are zero
+
+
+WRONG = Distance(float("inf"), float("inf"), 0.0)  # of what has another shape
 
 
 @dataclass
@@ -60,6 +63,11 @@ def distance(value: np.ndarray, reference: np.ndarray) -> Distance:
 def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
     """The largest difference by the largest reference value."""
     return distance(value, reference).relative_error
+
+
+def worst_distance(found: Iterable[Distance]) -> Distance:
+    """The one with the largest relative error; NaN is the largest."""
+    return max(found, key=lambda item: (np.isnan(item.relative_error), item.relative_error))
 
 
 def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:

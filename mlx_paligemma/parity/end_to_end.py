@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn
 import numpy as np
 
 from ..common.processor import ModelInputs
 from ..generation import as_mlx
+from ..model.kv_cache import KVCache
 from . import budgets
+from .call import DECODED
 from .call_store import CallStore
+from .capturing import capturing
 from .distance import Tally, relative_error
 from .replay import as_numpy
 from .report import Drift, LogitsParity
-from .scenes import PIECE, fits_whole
+from .scenes import PIECE, Scenes, fits_whole
 
 LAYERS = re.compile(
     r"vision_tower\.(embeddings|post_layernorm|encoder\.layers\.\d+)|multi_modal_projector|language_model\.(norm|layers\.\d+)"
 )
-Capture = Callable[[str, mx.array], None]
 
 
 def run_end_to_end(model: Any, inputs: ModelInputs, store: CallStore, dtype: str) -> tuple[tuple[Drift, ...], LogitsParity]:
     """One run of the model over the inputs that the reference had, compared with what the reference made of them."""
     drift: list[Drift] = []
 
-    def compare(name: str, output: mx.array) -> None:
+    def compare(name: str, arguments: tuple[Any, ...], output: mx.array) -> None:
         for call in store.of("forward", name):
             drift.append(Drift(name, relative_error(call.compared(as_numpy(output)), call.compared(call.output))))
 
-    with capturing(model, compare):
+    with capturing(model, LAYERS, compare):
         if fits_whole(inputs, model.config):
             logits = model(**as_mlx(inputs))
             mx.eval(logits)
@@ -42,32 +42,23 @@ def run_end_to_end(model: Any, inputs: ModelInputs, store: CallStore, dtype: str
             hidden = _hidden(model, inputs)
     pieces = _cut(logits) if fits_whole(inputs, model.config) else _projected(model, hidden)
     size = budgets.Size(model.config.text.hidden_size, inputs.input_ids.shape[1])
-    return tuple(drift), _compare_logits(pieces, store, inputs, budgets.logits_budget(dtype, size))
+    pairs = zip(pieces, _reference(store), strict=True)
+    return tuple(drift), _compare_logits(pairs, inputs.attention_mask.astype(bool), budgets.logits_budget(dtype, size))
 
 
-@contextmanager
-def capturing(model: mlx.nn.Module, capture: Capture) -> Iterator[None]:
-    """While this lasts, `capture` is handed the output of every layer of the model as it is made.
-
-    Each module is given a class of its own that does as before and tells: the model's own files know nothing of it.
-    """
-    changed = [(module, type(module), name) for name, module in model.named_modules() if LAYERS.fullmatch(name)]
-    for module, kind, name in changed:
-        module.__class__ = _telling(kind, name, capture)
-    try:
-        yield
-    finally:
-        for module, kind, _ in changed:
-            module.__class__ = kind
-
-
-def _telling(kind: type, name: str, capture: Capture) -> type:
-    def call(self: Any, *arguments: Any, **named: Any) -> mx.array:
-        output: mx.array = kind.__call__(self, *arguments, **named)
-        capture(name, output)
-        return output
-
-    return type(kind.__name__, (kind,), {"__call__": call})
+def run_decoding(model: Any, scenes: Scenes, store: CallStore, dtype: str) -> LogitsParity:
+    """The prompts and then the decoded tokens through MLX's own cache, compared with the reference's logits."""
+    arrays = as_mlx(scenes.prompts)
+    rows, steps = scenes.decoded.shape
+    length = scenes.prompts.input_ids.shape[1]
+    images = model.encode_images(arrays["pixel_values"])
+    cache = KVCache(model.config.text, rows, length + steps, images.dtype, arrays.get("padding"))
+    parts = [model.prefill(arrays["input_ids"], images, cache)]
+    parts += [model.decode(mx.array(chunk), cache) for chunk in scenes.chunks]
+    (reference,) = store.of(DECODED, DECODED)
+    size = budgets.Size(model.config.text.hidden_size, length + steps)
+    pairs = [(as_numpy(mx.concatenate(parts, axis=1)), reference.output)]
+    return _compare_logits(pairs, np.ones((rows, 1 + steps), dtype=bool), budgets.logits_budget(dtype, size))
 
 
 def _hidden(model: Any, inputs: ModelInputs) -> mx.array:
@@ -93,11 +84,11 @@ def _reference(store: CallStore) -> Iterator[np.ndarray]:
             yield np.asarray(call.output[:, start : start + PIECE])
 
 
-def _compare_logits(pieces: Iterator[np.ndarray], store: CallStore, inputs: ModelInputs, budget: float) -> LogitsParity:
-    """Over all positions that are not padding."""
-    real, tally = inputs.attention_mask.astype(bool), Tally()
+def _compare_logits(pairs: Iterable[tuple[np.ndarray, np.ndarray]], real: np.ndarray, budget: float) -> LogitsParity:
+    """Pieces [B, PIECE, V] of both sides, over the positions where `real` [B, L] is True."""
+    tally = Tally()
     gaps, same = [], []
-    for place, (value, reference) in enumerate(zip(pieces, _reference(store), strict=True)):
+    for place, (value, reference) in enumerate(pairs):
         counted = real[:, place * PIECE : (place + 1) * PIECE]
         if not counted.any():
             continue

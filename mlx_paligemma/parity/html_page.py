@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from string import Template
 
-from .report import WHOLE, ModuleParity, ParityReport
+from .report import WHOLE, LogitsParity, ModuleParity, ParityReport
 
 METRICS = ("relative error", "share of the budget", "max abs error", "1 - cosine")
 FLOOR = 1e-16  # smaller figures are drawn like this one
@@ -46,16 +46,20 @@ def summary(report: ParityReport) -> list[str]:
         lines.append(f"first failure: {report.first_failure}")
     if report.not_finite is not None:
         lines.append(_not_finite(report.not_finite))
-    if report.logits is not None:
-        found = report.logits
-        lines.append(
-            f"logits of {found.positions} positions: relative error {found.distance.relative_error:.1e} (budget "
-            f"{found.budget:.1e}), top-1 agreement {100 * found.top1_agreement:.2f} %, median top-2 gap {found.margin:.3g}"
-        )
-        if found.largest_gap_flipped is not None:
-            lines.append(f"largest top-2 gap where the best token differs: {found.largest_gap_flipped:.2g}")
-    lines += _greedy(report)
+    lines += _logits("logits from the pixels", report.logits) + _logits("logits of decoding", report.decoding) + _greedy(report)
     return [*lines, *(["interrupted: this is the part that was done"] if report.interrupted else [])]
+
+
+def _logits(what: str, found: LogitsParity | None) -> list[str]:
+    if found is None:
+        return []
+    line = (
+        f"{what}, {found.positions} positions: relative error {found.distance.relative_error:.1e} (budget {found.budget:.1e}), "
+        f"top-1 agreement {100 * found.top1_agreement:.2f} %, median top-2 gap {found.margin:.3g}"
+    )
+    if found.largest_gap_flipped is not None:
+        line += f"; largest gap where the best token differs: {found.largest_gap_flipped:.2g}"
+    return [line]
 
 
 def _greedy(report: ParityReport) -> list[str]:

@@ -71,7 +71,9 @@ class Recorder:
             if self.wanted(name):
                 path = f"{self.prefix}.{name}".strip(".")
                 given, by_name = self._given.pop()
-                self.sink.append(Call(path, given, plain(output, _channels_first(module)), by_name, self.scene, self.real))
+                result = plain(output, _channels_first(module))
+                after = _caches(arguments) if path.endswith("self_attn") else ()
+                self.sink.append(Call(path, given, result, by_name, self.scene, self.real, after))
 
         return hook
 
@@ -113,6 +115,12 @@ def plain(value: Any, channels_first: bool = False) -> Any:
         case KVCache():
             return CacheState(tuple(plain(layer) for layer in value.layers), plain(value.padding))
     return value
+
+
+def _caches(arguments: tuple[Any, ...]) -> tuple[LayerState, ...]:
+    from torch_ref.kv_cache import LayerCache
+
+    return tuple(plain(value) for value in arguments if isinstance(value, LayerCache))
 
 
 def _channels_first(module: nn.Module) -> bool:

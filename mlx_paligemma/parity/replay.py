@@ -6,7 +6,8 @@ An error shows at the module that makes it, and at no later one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -16,8 +17,10 @@ import numpy as np
 from ..model.kv_cache import KVCache, LayerCache
 from . import budgets
 from .call import MASK_CODEC, CacheState, Call, LayerState
-from .distance import Distance, distance
+from .capturing import capturing
+from .distance import WRONG, Distance, distance
 from .report import InputStatistics, ModuleParity
+from .stages import CACHE, LAYER, TEXT, Handed, cache_distance, caches_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Replayer:
     modules: Mapping[str, mlx.nn.Module]
     dtype: mx.Dtype
     size: budgets.Size
+    handed: Handed = field(default_factory=Handed)
 
     @classmethod
     def of(cls, model: mlx.nn.Module, codec: mlx.nn.Module | None = None, positions: int = 0) -> Replayer:
@@ -39,24 +43,47 @@ class Replayer:
         dtype = model.language_model.norm.weight.dtype  # norms are never quantised
         return cls(modules, dtype, budgets.Size(model.config.text.hidden_size, positions))
 
-    def compare(self, call: Call) -> ModuleParity:
-        """One module or method on the recorded arguments."""
+    def compare(self, call: Call) -> Iterator[ModuleParity]:
+        """One module or method on the recorded arguments; before it what is no module, but shows there: masks, positions, cache."""
         dtype = mx.float32 if call.name.startswith(MASK_CODEC) else self.dtype
-        output = self.resolve(call.name)(*as_mlx(call.arguments, dtype), **as_mlx(call.named, dtype))
+        given = as_mlx(call.arguments, dtype)
+        self.handed.note(call)
+        with self._listening(call):
+            output = self.resolve(call.name)(*given, **as_mlx(call.named, dtype))
+        if call.name == TEXT:
+            yield from (self._stage(name, found, budgets.EXACT) for name, found in self.handed.compare())
+        kept = cache_distance(caches_of(given), call)
+        if kept is not None:
+            yield self._stage(CACHE, kept, self._budget(call.name, dtype))
+        yield self._module(call, output, dtype)
+
+    @contextmanager
+    def _listening(self, call: Call) -> Iterator[None]:
+        """The text model hands masks and positions to its layers: these are looked at."""
+        if call.name != TEXT:
+            yield
+            return
+        with capturing(self.modules[TEXT], LAYER, self.handed.capture):
+            yield
+
+    def _module(self, call: Call, output: mx.array, dtype: mx.Dtype) -> ModuleParity:
         value = as_numpy(output)
-        if value.shape == call.output.shape:
-            found = distance(call.compared(value), call.compared(call.output))
-        else:
-            found = Distance(float("inf"), float("inf"), 0.0)  # a wrong shape is as wrong as can be
+        found = distance(call.compared(value), call.compared(call.output)) if value.shape == call.output.shape else WRONG
         finite = bool(np.isfinite(call.compared(value)).all())
         return ModuleParity(
             call.name,
             tuple(value.shape),
             str(output.dtype).removeprefix("mlx.core."),
             found,
-            budgets.module_budget(str(dtype).removeprefix("mlx.core."), call.name, self.size),
+            self._budget(call.name, dtype),
             None if finite else input_statistics(call),
         )
+
+    def _stage(self, name: str, found: Distance, budget: float) -> ModuleParity:
+        return ModuleParity(name, (), "", found, budget)
+
+    def _budget(self, name: str, dtype: mx.Dtype) -> float:
+        return budgets.module_budget(str(dtype).removeprefix("mlx.core."), name, self.size)
 
     def resolve(self, name: str) -> Callable[..., mx.array]:
         """A module by the reference's name for it, or a method of one."""
@@ -69,9 +96,9 @@ class Replayer:
 def compare_each(
     calls: Iterable[Call], model: mlx.nn.Module, codec: mlx.nn.Module | None = None, positions: int = 0
 ) -> Iterator[ModuleParity]:
-    """Each call's module, in the order of `calls`."""
+    """Each call's module, in the order of `calls`, and the stages between them."""
     replayer = Replayer.of(model, codec, positions)
-    return (replayer.compare(call) for call in calls)
+    return (found for call in calls for found in replayer.compare(call))
 
 
 def as_mlx(value: Any, dtype: mx.Dtype) -> Any:

@@ -119,9 +119,11 @@ class ParityReport:
     """A whole comparison, or the part of it that an interruption left."""
 
     origin: Origin
-    modules: tuple[ModuleParity, ...] = ()  # in the order in which the reference's modules returned
+    modules: tuple[ModuleParity, ...] = ()  # in the order in which the reference's modules first returned
+    blamed: str | None = None  # the first module to go beyond its budget, in the order of all calls
     drift: tuple[Drift, ...] = ()  # in the order of the layers
     logits: LogitsParity | None = None
+    decoding: LogitsParity | None = None  # of the prompts' last position and the tokens after it, through the cache
     greedy: GreedyParity | None = None
     interrupted: bool = False
     seconds: float = 0.0
@@ -135,10 +137,10 @@ class ParityReport:
     @property
     def first_failure(self) -> str | None:
         """The first module with NaN; else the first beyond its budget: parts return before the whole; else the stage."""
-        first = self.not_finite or next((module for module in self.modules if module.fails), None)
+        first = self.blamed if self.not_finite is None else self.not_finite.name
         if first is not None:
-            return first.name or WHOLE
-        stages = (("logits", self.logits), ("greedy", self.greedy))
+            return first or WHOLE
+        stages = (("logits", self.logits), ("decoding", self.decoding), ("greedy", self.greedy))
         return next((name for name, stage in stages if stage is not None and stage.fails), None)
 
     @property
@@ -157,6 +159,7 @@ class ParityReport:
         return {
             "modules": [_module(module) for module in self.modules],
             "logits": None if self.logits is None else _logits(self.logits),
+            "decoding": None if self.decoding is None else _logits(self.decoding),
             "greedy": None if self.greedy is None else _greedy(self.greedy),
             "verdict": self.verdict,
             "first_failure": self.first_failure,

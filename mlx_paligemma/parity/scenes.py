@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from ..common.config import PaliGemmaConfig
 from ..common.mask_codec import GRID, MASK_SIZE
 from ..common.processor import ModelInputs, PaliGemmaProcessor
+from .input_check import Row
 
 OTHER_PROMPTS = ("caption en", "answer en what is in the picture?")  # one of them has another length than the user's
 SUFFIXES = ("a red star", "<loc0100><loc0200><loc0700><loc0800> star ; <loc0300><loc0400><loc0500><loc0600> circle")
@@ -23,6 +24,7 @@ PIECE = 64  # positions of such a piece
 class Scenes:
     """The inputs of all runs."""
 
+    rows: tuple[Row, ...]  # of the batch
     single: ModelInputs  # the user's picture and prompt
     batch: ModelInputs  # with suffixes, as in training
     prompts: ModelInputs  # the same rows without
@@ -49,7 +51,8 @@ def build_scenes(processor: PaliGemmaProcessor, pictures: Sequence[Image.Image],
         prompts, suffixes = [prompt, others[0]], list(SUFFIXES)
     tokens = processor.tokenizer.encode_suffix(SUFFIXES[1])[: sum(CHUNKS)]
     decoded = np.array([np.roll(tokens, row) for row in range(len(rows))], dtype=np.int32)
-    return Scenes(single, processor(rows, prompts, suffixes), processor(rows, prompts), decoded)
+    described = tuple(Row(tuple(row), *texts) for row, *texts in zip(rows, prompts, suffixes, strict=True))
+    return Scenes(described, single, processor(rows, prompts, suffixes), processor(rows, prompts), decoded)
 
 
 def fits_whole(inputs: ModelInputs, config: PaliGemmaConfig) -> bool:

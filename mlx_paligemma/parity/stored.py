@@ -67,11 +67,12 @@ def _modules(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
 
 
 def _logits(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    old, new = before["logits"] or {}, now["logits"] or {}
-    if _has_moved(old.get("relative_error"), new.get("relative_error")):
-        yield f"logits: relative error {_error(old.get('relative_error'))} -> {_error(new.get('relative_error'))}"
-    if old.get("top1_agreement") != new.get("top1_agreement"):
-        yield f"logits: top-1 agreement {old.get('top1_agreement')} -> {new.get('top1_agreement')}"
+    for stage in ("logits", "decoding"):
+        old, new = before.get(stage) or {}, now[stage] or {}
+        if _has_moved(old.get("relative_error"), new.get("relative_error")):
+            yield f"{stage}: relative error {_error(old.get('relative_error'))} -> {_error(new.get('relative_error'))}"
+        if old.get("top1_agreement") != new.get("top1_agreement"):
+            yield f"{stage}: top-1 agreement {old.get('top1_agreement')} -> {new.get('top1_agreement')}"
 
 
 def _greedy(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from ..common.checkpoint import read_checkpoint
 from ..common.errors import NumericError
 from ..common.mask_codec import FILE_NAME
 from ..common.processor import ModelInputs
-from .call import MASK_CODEC
+from .call import DECODED, MASK_CODEC, Call
 from .greedy import GreedyRun, follow
 from .recording import Recorder, Sink
 from .scenes import PIECE, Scenes, codec_inputs, fits_whole
@@ -75,12 +75,12 @@ class TorchReference:
         prefill = Recorder(sink, wanted=_uses_cache)
         prefill.scene, prefill.real = "prefill", scenes.prompts.attention_mask.astype(bool)
         with prefill.watching(self.model):
-            _, cache = self._prefill(scenes.prompts, scenes.decoded.shape[1])
+            logits, cache = self._prefill(scenes.prompts, scenes.decoded.shape[1])
         steps = Recorder(sink)
         steps.scene = "decode"
         with steps.watching(self.model):
-            for chunk in scenes.chunks:
-                self.model.decode(torch.from_numpy(chunk).to(self.device), cache)
+            parts = [self.model.decode(torch.from_numpy(chunk).to(self.device), cache) for chunk in scenes.chunks]
+        sink.append(decoded_call([logits, *parts]))
 
     def _prefill(self, inputs: ModelInputs, steps: int) -> tuple[Any, Any]:
         import torch
@@ -122,6 +122,11 @@ def memory_errors() -> Iterator[None]:
         raise NumericError(
             "the reference ran out of memory; shrink it with --no-batch and a smaller -m, or take a checkpoint of lower resolution"
         ) from None
+
+
+def decoded_call(logits: list[Any]) -> Call:
+    """The logits [B, s, V] of prefill and decoding steps as one entry."""
+    return Call(DECODED, (), np.concatenate([part.float().cpu().numpy() for part in logits], axis=1), scene=DECODED)
 
 
 def last(logits: Any) -> np.ndarray:

@@ -1,8 +1,8 @@
 """transformers' own PaliGemma in float32 as one side of a comparison: its modules by our names, their arguments in our form.
 
 token_type_ids and attention_mask are always given and attention is eager: without them transformers' result depends on the
-attention implementation, and the prefix becomes causal. Its cache throws old keys away on sliding layers, so decoding is
-compared by its tokens alone.
+attention implementation, and the prefix becomes causal. Its cache throws old keys away on sliding layers, so
+decoding is compared by its logits, and not module by module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .call import Call
 from .greedy import GreedyRun, follow
 from .recording import Sink, plain
 from .scenes import Scenes
-from .torch_reference import last, memory_errors
+from .torch_reference import decoded_call, last, memory_errors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -63,27 +63,36 @@ class TransformersReference:
         self.eos = PaliGemmaConfig.from_folder(folder).eos_token_id  # the text model's own is a chat model's
 
     def record(self, scenes: Scenes, sink: Sink) -> None:
-        """Run the batch once; each module's call goes to `sink` as it returns."""
-        with memory_errors(), _quietly(), _Hooks(sink, scenes.batch).watching(self.model):
-            self.model(**self._arguments(scenes.batch), use_cache=False)
+        """Run the batch once; each module's call goes to `sink` as it returns. Then the prompts and tokens through the cache."""
+        with memory_errors(), _quietly():
+            with _Hooks(sink, scenes.batch).watching(self.model):
+                self.model(**self._arguments(scenes.batch), use_cache=False)
+            logits, decode = self._prefill(scenes.prompts)
+            sink.append(decoded_call([logits, *map(decode, scenes.decoded.T[..., None])]))
 
     def greedy(self, inputs: ModelInputs, steps: int) -> GreedyRun:
         """The likeliest tokens after one prompt, step by step with transformers' own cache."""
+        with memory_errors(), _quietly():
+            logits, decode = self._prefill(inputs)
+            return follow(last(logits), lambda token: last(decode(np.array([[token]]))), self.eos, steps)
+
+    def _prefill(self, inputs: ModelInputs) -> tuple[Tensor, Callable[[np.ndarray], Tensor]]:
+        """Logits [B, 1, V] after the prompts, and what gives those after one more token [B, 1]."""
         import torch
 
-        with memory_errors(), _quietly():
-            given = self._arguments(inputs)
-            seen = given["attention_mask"]
-            out = self.model(**given, use_cache=True)
+        given = self._arguments(inputs)
+        seen = given["attention_mask"]
+        out = self.model(**given, use_cache=True)
 
-            def decode(token: int) -> np.ndarray:
-                nonlocal seen, out
-                one = torch.tensor([[token]], device=self.device)
-                seen = torch.cat([seen, torch.ones_like(one)], dim=1)
-                out = self.model(input_ids=one, attention_mask=seen, past_key_values=out.past_key_values, use_cache=True)
-                return last(out.logits)
+        def decode(tokens: np.ndarray) -> Tensor:
+            nonlocal seen, out
+            new = torch.from_numpy(tokens.astype(np.int64)).to(self.device)
+            seen = torch.cat([seen, torch.ones_like(new)], dim=1)
+            out = self.model(input_ids=new, attention_mask=seen, past_key_values=out.past_key_values, use_cache=True)
+            logits: Tensor = out.logits
+            return logits
 
-            return follow(last(out.logits), decode, self.eos, steps)
+        return out.logits[:, -1:], decode
 
     def _arguments(self, inputs: ModelInputs) -> dict[str, Tensor]:
         """A batch as transformers takes it: all pictures in one list, without the fillers of ragged rows."""

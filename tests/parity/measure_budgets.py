@@ -69,7 +69,7 @@ def measure(folder: Path, largest: dict[tuple[str, str], tuple[float, str]]) -> 
         batch = random_inputs(config, prefixes, suffixes, seed=seed)
         prompts = random_inputs(config, prefixes, seed=seed)
         with CallStore.temporary() as store:
-            reference.record(Scenes(prompts, batch, prompts, random_suffix(2, 5)), store)
+            reference.record(Scenes((), prompts, batch, prompts, random_suffix(2, 5)), store)
             for dtype in DTYPES:
                 model = mlx_weights.load_model(read_checkpoint(folder), dtype)
                 codec = mlx_weights.load_mask_codec(folder / "vae-oid.npz")

@@ -6,12 +6,17 @@ Many are real: earlier ports and early versions of transformers had them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+from PIL import Image
 
+from mlx_paligemma.common import processor
+from mlx_paligemma.common.processor import PaliGemmaProcessor
+from mlx_paligemma.common.tokenizer import PaliGemmaTokenizer
 from mlx_paligemma.model import gemma, kv_cache, paligemma, siglip
 
 LAYER = "language_model.layers.0"
@@ -32,6 +37,78 @@ class Fault:
 def faults() -> list[Fault]:
     """All of them, from pixels to logits."""
     return [*_vision(), *_rows(), *_norms_and_mlp(), *_attention(), *_masks(), *_cache_and_head()]
+
+
+def input_faults() -> list[Fault]:
+    """Errors of the processor, before any module runs: `plant` is given None for the model."""
+
+    def merged_newline(patch, _):
+        patch.setattr(PaliGemmaTokenizer, "encode_prefix", lambda self, text: [self.bos_token_id, *self.encode(text + "\n\n")[:-1]])
+
+    def no_newline(patch, _):
+        patch.setattr(PaliGemmaTokenizer, "encode_prefix", lambda self, text: [self.bos_token_id, *self.encode(text)])
+
+    def no_bos(patch, _):
+        encode = PaliGemmaTokenizer.encode_prefix
+        patch.setattr(PaliGemmaTokenizer, "encode_prefix", lambda self, text: encode(self, text)[1:])
+
+    def no_eos(patch, _):
+        patch.setattr(PaliGemmaTokenizer, "encode_suffix", lambda self, text: self.encode(text))
+
+    def bos_first(patch, _):
+        prefix = PaliGemmaProcessor._prefix
+
+        def moved(self, prompt, pictures):
+            ids = prefix(self, prompt, pictures)
+            ids.remove(self.tokenizer.bos_token_id)
+            return [self.tokenizer.bos_token_id, *ids]
+
+        patch.setattr(PaliGemmaProcessor, "_prefix", moved)
+
+    def on_pad(change):
+        def plant(patch, _):
+            pad = PaliGemmaProcessor._pad
+            patch.setattr(PaliGemmaProcessor, "_pad", lambda self, *arguments: change(pad(self, *arguments)))
+
+        return plant
+
+    def right_padding(inputs):
+        if inputs.padding is None:
+            return inputs
+        rows = [np.roll(ids, -left) for ids, left in zip(inputs.input_ids, inputs.padding, strict=True)]
+        return replace(inputs, input_ids=np.stack(rows))
+
+    def longer_prefix(inputs):
+        return replace(inputs, prefix_length=None if inputs.prefix_length is None else inputs.prefix_length + 1)
+
+    def less_padding(inputs):
+        return replace(inputs, padding=None if inputs.padding is None else inputs.padding - 1)
+
+    def first_picture(inputs):
+        return replace(inputs, pixel_values=np.broadcast_to(inputs.pixel_values[:1], inputs.pixel_values.shape))
+
+    def plain_range(inputs):
+        return replace(inputs, pixel_values=(inputs.pixel_values + 1) / 2)
+
+    def bilinear(patch, _):
+        def resized(image, size):
+            return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), dtype=np.float32) / 127.5 - 1
+
+        patch.setattr(processor, "pixel_values", resized)
+
+    return [
+        Fault("newline merged with the prompt's end", "processor", merged_newline),
+        Fault("newline missing", "processor", no_newline),
+        Fault("bos missing", "processor", no_bos),
+        Fault("eos missing", "processor", no_eos),
+        Fault("bos before the image tokens", "processor", bos_first),
+        Fault("rows padded at the right", "processor", on_pad(right_padding)),
+        Fault("padding counted one short", "processor", on_pad(less_padding)),
+        Fault("prefix counted one too long", "processor", on_pad(longer_prefix)),
+        Fault("the first row's picture in every row", "processor", on_pad(first_picture)),
+        Fault("pixels from 0 to 1", "processor", on_pad(plain_range)),
+        Fault("pictures resized bilinearly", "processor", bilinear),
+    ]
 
 
 def _vision() -> list[Fault]:
@@ -153,12 +230,36 @@ def _norms_and_mlp() -> list[Fault]:
 
         patch.setattr(gemma.Gemma2Layer, "__call__", call)
 
+    def half_weight(patch, model):
+        def call(self, x):
+            scale = (1.0 + self.weight.astype(mx.bfloat16)).astype(mx.float32)
+            return mx.fast.rms_norm(x.astype(mx.float32), scale, self.eps).astype(x.dtype)
+
+        patch.setattr(gemma.RMSNorm, "__call__", call)
+
+    def norms_after_the_sum(patch, model):
+        def call(self, x, offset, mask, cache):
+            x = self.post_attention_layernorm(x + self.self_attn(self.input_layernorm(x), offset, mask, cache))
+            return self.post_feedforward_layernorm(x + self.mlp(self.pre_feedforward_layernorm(x)))
+
+        patch.setattr(gemma.Gemma2Layer, "__call__", call)
+
+    def gemma_order(patch, model):
+        def call(self, x, offset, mask, cache):
+            x = x + self.pre_feedforward_layernorm(self.self_attn(self.input_layernorm(x), offset, mask, cache))
+            return x + self.post_feedforward_layernorm(self.mlp(self.post_attention_layernorm(x)))
+
+        patch.setattr(gemma.Gemma2Layer, "__call__", call)
+
     return [
         Fault("RMS norms with an epsilon of 1e-5", f"{LAYER}.input_layernorm", epsilon),
         Fault("RMS norms with w for 1 + w", f"{LAYER}.input_layernorm", plain_weight),
+        Fault("RMS norms with 1 + w rounded to bfloat16", f"{LAYER}.input_layernorm", half_weight),
         Fault("exact GELU in the language model", f"{LAYER}.mlp", exact_gelu),
         Fault("gate and up exchanged", f"{LAYER}.mlp", exchanged),
         Fault("Gemma 2 without the norms after attention and MLP", LAYER, no_sandwich, (2,)),
+        Fault("Gemma 2 with its norms after the sums", LAYER, norms_after_the_sum, (2,)),
+        Fault("Gemma 2 with two norms exchanged, as Gemma has them", LAYER, gemma_order, (2,)),
     ]
 
 
@@ -177,6 +278,14 @@ def _attention() -> list[Fault]:
     def no_cap(patch, model):
         for layer in model.language_model.layers:
             layer.self_attn.cap = None
+
+    def width_scale(patch, model):
+        for layer in model.language_model.layers:
+            layer.self_attn.scale = (model.config.text.hidden_size / layer.self_attn.num_heads) ** -0.5
+
+    def other_cap(patch, model):
+        for layer in model.language_model.layers:
+            layer.self_attn.cap = 1.02 * layer.self_attn.cap
 
     def cap_after_mask(patch, model):
         def attend(self, q, k, v, mask):
@@ -205,7 +314,9 @@ def _attention() -> list[Fault]:
         Fault("rotary pairs side by side", f"{ATTENTION}.rope", on_ropes("traditional", True)),
         Fault("rotary base of 100000", f"{ATTENTION}.rope", on_ropes("base", 1e5)),
         Fault("query scale by the size of a head", ATTENTION, scale, (2,)),
+        Fault("query scale by hidden size over heads", ATTENTION, width_scale),
         Fault("attention scores without a cap", ATTENTION, no_cap, (2,)),
+        Fault("attention scores capped at 5.1 for 5", ATTENTION, other_cap, (2,)),
         Fault("attention scores capped after the mask", ATTENTION, cap_after_mask, (2,)),
         Fault("query head n reads key-value head n mod K", ATTENTION, interleaved_heads, (2,)),
         Fault("mask added as 0 and 1", ATTENTION, added_mask, (1,)),
@@ -243,16 +354,22 @@ def _masks() -> list[Fault]:
 
         patch.setattr(gemma, "prefix_lm_mask", cut)
 
+    def odd_layers(patch, model):
+        kinds = model.config.text.layer_types
+        swapped = replace(model.config.text, layer_types=(*kinds[1:], *kinds[:1]))
+        model.language_model.config = swapped
+
     return [
-        Fault("causal prefix", "language_model", masked(lambda s, q, k, p, w=None: (s, q, k, mx.zeros_like(p), w))),
-        Fault("suffix seen by all", "language_model", masked(lambda s, q, k, p, w=None: (s, q, k, mx.full(p.shape, k), w))),
-        Fault("prefix one token too long", "language_model", masked(lambda s, q, k, p, w=None: (s, q, k, p + (q == k), w))),
-        Fault("left padding off by one", "language_model", padded(lambda padding: None if padding is None else padding - 1)),
-        Fault("left padding attended", "language_model", padded(lambda padding: None)),
-        Fault("no window", "language_model", masked(lambda s, q, k, p, w=None: (s, q, k, p)), (2,)),
-        Fault("window one key too wide", "language_model", masked(lambda s, q, k, p, w=None: (s, q, k, p, w and w + 1)), (2,)),
-        Fault("window one key too narrow", "language_model", masked(lambda s, q, k, p, w=None: (s, q, k, p, w and w - 1)), (2,)),
-        Fault("window over the prefix too", "language_model", windowed_prefix, (2,)),
+        Fault("causal prefix", "mask", masked(lambda s, q, k, p, w=None: (s, q, k, mx.zeros_like(p), w))),
+        Fault("suffix seen by all", "mask", masked(lambda s, q, k, p, w=None: (s, q, k, mx.full(p.shape, k), w))),
+        Fault("prefix one token too long", "mask", masked(lambda s, q, k, p, w=None: (s, q, k, p + (q == k), w))),
+        Fault("left padding off by one", "mask", padded(lambda padding: None if padding is None else padding - 1)),
+        Fault("left padding attended", "mask", padded(lambda padding: None)),
+        Fault("no window", "mask", masked(lambda s, q, k, p, w=None: (s, q, k, p)), (2,)),
+        Fault("window one key too wide", "mask", masked(lambda s, q, k, p, w=None: (s, q, k, p, w and w + 1)), (2,)),
+        Fault("window one key too narrow", "mask", masked(lambda s, q, k, p, w=None: (s, q, k, p, w and w - 1)), (2,)),
+        Fault("window on the odd layers", "mask", odd_layers, (2,)),
+        Fault("window over the prefix too", "mask", windowed_prefix, (2,)),
     ]
 
 
@@ -262,11 +379,9 @@ def _cache_and_head() -> list[Fault]:
 
         def decode_late(self, x, padding=None, prefix_length=None, cache=None):
             late = int(cache is not None and cache.offset > 0)
-            for layer in self.layers:
-                layer.self_attn.rope = _Shifted(layer.self_attn.rope, late)
+            layers, self.layers = self.layers, [_Late(layer, late) for layer in self.layers]
             out = call(self, x, padding, prefix_length, cache)
-            for layer in self.layers:
-                layer.self_attn.rope = layer.self_attn.rope.rope
+            self.layers = layers
             return out
 
         patch.setattr(gemma.GemmaModel, "__call__", decode_late)
@@ -287,25 +402,36 @@ def _cache_and_head() -> list[Fault]:
     def no_cap(patch, model):
         patch.setattr(paligemma.PaliGemma, "logits", lambda self, hidden: self.language_model.embed_tokens.as_linear(hidden))
 
+    def own_head(patch, model):
+        table = model.language_model.embed_tokens.weight
+        head = mx.random.normal(table.shape, scale=0.06, key=mx.random.key(0))
+
+        def logits(self, hidden):
+            cap = self.config.text.final_logit_softcapping
+            return hidden @ head.T if cap is None else gemma.soft_cap(hidden @ head.T, cap)
+
+        patch.setattr(paligemma.PaliGemma, "logits", logits)
+
     def no_norm(patch, model):
         model.language_model.norm.weight = mx.zeros_like(model.language_model.norm.weight)
 
     return [
         Fault("final norm without its weight", "language_model.norm", no_norm),
-        Fault("decoded tokens one position late", "language_model", late_positions),
+        Fault("decoded tokens one position late", "positions", late_positions),
+        Fault("a head that is not tied to the embedding", "logits", own_head),
         Fault("logits without a cap", "logits", no_cap, (2,)),
-        Fault("cache written one column early", f"{ATTENTION}", overwritten),
+        Fault("cache written one column early", "cache", overwritten),
     ]
 
 
-class _Shifted:
-    """A rotary module whose positions are late by a constant."""
+class _Late:
+    """A layer that is told positions late by a constant."""
 
-    def __init__(self, rope, late):
-        self.rope, self.late = rope, late
+    def __init__(self, layer, late):
+        self.layer, self.late = layer, late
 
-    def __call__(self, x, offset):
-        return self.rope(x, offset + self.late)
+    def __call__(self, x, offset, mask, cache):
+        return self.layer(x, offset + self.late, mask, cache)
 
 
 def _mapped(tree, change):
