@@ -2,7 +2,7 @@
 
 Usage: python scripts/train_demo.py --runs runs/demo [--out mlx_paligemma/demo/checkpoint]
 Every stage saves its state under --runs and a second call goes on where the first one stopped.
-About four hours on two CPU cores.
+About five hours on two CPU cores.
 """
 
 from __future__ import annotations
