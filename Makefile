@@ -5,9 +5,10 @@ FIND_PYTHON := for name in python3.12 python3.13 python3.11 python3.14 python3; 
 	if command -v $$name >/dev/null 2>&1 && $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; \
 	then echo $$name; break; fi; done
 BIN := .venv/bin
+OPENBLAS := $(firstword $(wildcard /usr/lib/*-linux-gnu/openblas-pthread/libopenblas.so.0))
 PICTURE := mlx_paligemma/demo/shapes.png
 
-.PHONY: help demo test check accuracy acceptance vocabulary train-demo real-size clean
+.PHONY: help demo test check counters bench accuracy acceptance vocabulary train-demo real-size clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -21,6 +22,17 @@ demo: .venv/run-ready ## caption, answer, locate and segment in a picture, with 
 
 test: .venv/dev-ready ## run the tests
 	$(BIN)/python -m pytest
+
+bench: .venv/dev-ready .venv-bench/mlx-vlm/ready .venv-bench/transformers/ready ## ours against mlx-vlm and transformers, in turn
+	$(BIN)/python benchmarks/compare.py $(addprefix --openblas ,$(OPENBLAS)) --output benchmarks/results/comparison-$$(date +%Y-%m-%d)-$$(uname -m).json
+
+.venv-bench/%/ready: benchmarks/requirements-%.txt
+	$$($(FIND_PYTHON)) -m venv .venv-bench/$*
+	.venv-bench/$*/bin/pip install --quiet -r $<
+	@touch $@
+
+counters: .venv/dev-ready ## what a token and a prefill cost at full size, counted without computing
+	$(BIN)/python benchmarks/tracer.py
 
 check: .venv/dev-ready ## lint, format and types
 	$(BIN)/ruff check .
@@ -44,7 +56,7 @@ real-size: .venv/dev-ready ## load and run random checkpoints of the true sizes 
 	$(BIN)/python benchmarks/real_size.py
 
 clean: ## remove .venv and everything that was made
-	rm -rf .venv demo_out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-bench demo_out .pytest_cache .mypy_cache .ruff_cache
 
 .venv/run-ready: pyproject.toml constraints.txt | .venv/made
 	$(BIN)/pip install --quiet -c constraints.txt -e .

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .common.decoding import Generation
 from .common.errors import BackendError, OptionError
+
+if TYPE_CHECKING:
+    from .common.decoding import Generation
+    from .common.memory import Row
 
 NAMES = ("mlx", "torch")
 
@@ -21,6 +24,7 @@ class Backend:
     load: Callable[..., tuple[Any, Any]]
     start: Callable[..., Generation]
     free: Callable[[], None]  # gives back memory that is held but not used; between batches of a long run
+    fitting_rows: Callable[[Any, Row], int]  # how many such rows can be answered together beside the loaded network
 
 
 def open_backend(name: str = "mlx") -> Backend:
@@ -34,11 +38,11 @@ def open_backend(name: str = "mlx") -> Backend:
         raise OptionError(f"backend {name!r} is unknown; choose {' or '.join(NAMES)}")
     package = "mlx_paligemma" if name == "mlx" else "torch_ref"
     try:
-        weights, generation = import_module(f"{package}.weights"), import_module(f"{package}.generation")
+        weights, generation, memory = (import_module(f"{package}.{name}") for name in ("weights", "generation", "memory"))
         free = import_module("mlx.core").clear_cache if name == "mlx" else import_module("torch_ref.device").free_memory
     except ModuleNotFoundError as error:
         wanted = "mlx" if name == "mlx" else "mlx-paligemma[torch]"
         if error.name is None or error.name.split(".")[0] not in ("mlx", "torch", "torch_ref"):
             raise
         raise BackendError(f"the {name} backend needs the package {error.name}; install it with: pip install '{wanted}'") from None
-    return Backend(name, weights.load, generation.start, free)
+    return Backend(name, weights.load, generation.start, free, memory.fitting_rows)

@@ -5,7 +5,7 @@ The picture encoder runs once per different picture. The next step is handed to 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -16,6 +16,10 @@ from .common.feature_cache import FeatureCache, check_cache, picture_features
 from .common.processor import ImageRow, ModelInputs, PaliGemmaProcessor
 from .common.results import Chunk, GenerationResult
 from .common.sampling import SamplingOptions
+from .decode_step import Decoding, capacity_for
+from .fusion import decoder
+from .look_ahead import LONGEST, Guesses, steps_ahead
+from .memory import check_batch, resident_weights
 from .model.kv_cache import KVCache
 from .model.paligemma import PaliGemma
 from .next_token import TokenChooser
@@ -25,7 +29,7 @@ def generate(model: PaliGemma, processor: PaliGemmaProcessor, image: ImageRow, p
     """Answer one prompt about one picture, or about a list of pictures.
 
     Options are the fields of `SamplingOptions`: max_tokens, temperature, top_p, top_k, min_p, seed, grammar, token_logprobs,
-    min_score; and `features`, a `FeatureCache` that remembers encoded pictures from call to call.
+    min_score, look_ahead; and `features`, a `FeatureCache` that remembers encoded pictures from call to call.
 
     Raises:
         ImageError, PromptError, OptionError: the input cannot be used.
@@ -64,9 +68,17 @@ def start(
     check_cache(features)
 
     def run(request: Request) -> Iterator[Step]:
-        return _steps(model, request, features)
+        check_batch(model, request.inputs, request.options.max_tokens)
+        return steps_of(model, request, features, _guesses(processor, request, prompts))
 
     return Generation(run, mx.get_peak_memory, processor, images, prompts, SamplingOptions.from_dict(options))
+
+
+def _guesses(processor: PaliGemmaProcessor, request: Request, prompts: Sequence[str]) -> Guesses | None:
+    """For one row that is decoded greedily under the grammar. Log-probabilities need all rows of the output layer."""
+    options = request.options
+    alone = len(prompts) == 1 and request.plan is not None and options.is_greedy
+    return Guesses.of(processor.tokenizer, prompts[0]) if alone and options.look_ahead and not options.token_logprobs else None
 
 
 def as_mlx(inputs: ModelInputs) -> dict[str, mx.array]:
@@ -75,26 +87,45 @@ def as_mlx(inputs: ModelInputs) -> dict[str, mx.array]:
     return {name: mx.array(array) for name in names if (array := getattr(inputs, name)) is not None}
 
 
-def _steps(model: PaliGemma, request: Request, features: FeatureCache | None) -> Iterator[Step]:
+def steps_of(
+    model: PaliGemma, request: Request, features: FeatureCache | None = None, guesses: Guesses | None = None
+) -> Iterator[Step]:
     """max_tokens steps. The next one is handed to the device before the last is read."""
-    inputs, steps = request.inputs, request.options.max_tokens
+    with resident_weights():
+        choose = TokenChooser(request)
+        logits, cache = _prefill(model, request, features)
+        chosen = choose(logits)
+        mx.async_eval(*chosen)
+        decode = decoder(model, cache)
+        if guesses is not None and isinstance(decode, Decoding):
+            yield from steps_ahead(choose, decode, chosen, guesses, request.options.max_tokens)
+        else:
+            yield from _one_by_one(choose, decode, chosen, request.options.max_tokens)
+
+
+def _prefill(model: PaliGemma, request: Request, features: FeatureCache | None) -> tuple[mx.array, KVCache]:
+    """Logits [B, 1, V] after the prompts, and the cache that holds them."""
+    inputs = request.inputs
     batch, length = inputs.input_ids.shape
     dtype = model.language_model.embed_tokens.weight.dtype
     padding = None if inputs.padding is None else mx.array(inputs.padding)
-    cache = KVCache(model.config.text, batch, length + steps, dtype, padding)
-    choose = TokenChooser(request)
-    chosen = choose(model.prefill(mx.array(inputs.input_ids), _image_rows(model, inputs, features), cache))
-    mx.async_eval(*chosen)
+    cache = KVCache(model.config.text, batch, capacity_for(length + request.options.max_tokens + LONGEST), dtype, padding)
+    return model.prefill(mx.array(inputs.input_ids), image_rows(model, inputs, features), cache), cache
+
+
+def _one_by_one(
+    choose: TokenChooser, decode: Callable[[mx.array], mx.array], chosen: tuple[mx.array, ...], steps: int
+) -> Iterator[Step]:
     for step in range(1, steps + 1):
         following = chosen
         if step < steps:
-            following = choose(model.decode(mx.maximum(chosen[0], 0)[:, None], cache))
+            following = choose(decode(mx.maximum(chosen[0], 0)[:, None]))
             mx.async_eval(*following)
         yield Step(*(np.array(part).tolist() for part in chosen))
         chosen = following
 
 
-def _image_rows(model: PaliGemma, inputs: ModelInputs, features: FeatureCache | None) -> mx.array:
+def image_rows(model: PaliGemma, inputs: ModelInputs, features: FeatureCache | None = None) -> mx.array:
     """Image rows [B, I * P, D] of a batch."""
 
     def encode(pixels: np.ndarray) -> list[mx.array]:

@@ -6,6 +6,9 @@ Axes: B rows, V vocabulary rows, M objects that fit into an answer.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import mlx.core as mx
 
 from .common.decoding import Request
@@ -111,27 +114,43 @@ class GrammarWalk:
 class TokenChooser:
     """Chooses the next token of every row, step by step."""
 
-    def __init__(self, request: Request):
+    def __init__(self, request: Request, compiled: bool | None = None):
+        """`compiled` None: where MLX computes on a GPU. For the CPU a compiler would have to be started for each new kernel."""
         self.options, self.first_loc = request.options, request.first_loc
+        on_gpu = mx.default_device().type == mx.DeviceType.gpu
+        keep = mx.compile if (on_gpu if compiled is None else compiled) else lambda function: function
+        self._pick, self._told = keep(partial(_choose, request.options)), keep(self._told_of)
         self.walk = None if request.plan is None else GrammarWalk(request.plan)
         self.key = mx.random.key(request.options.first_seed())
 
-    def __call__(self, logits: mx.array) -> tuple[mx.array, ...]:
-        """[B, 1, V] -> the fields of a `Step`: tokens int [B], -1 in rows with a score that is not finite; their
-        log-probability and the probability of the bins around them, float32 [B]; bool [B] each, whether the grammar changed
-        them, and whether it did so to end in time.
+    def __call__(self, logits: mx.array, rows: tuple[int, int] | None = None) -> tuple[mx.array, ...]:
+        """[B, 1, V] -> the fields of a `Step`: tokens int [B], -1 in rows with a score that is not finite; their log-probability,
+        if asked for, and the probability of the bins around them, float32 [B]; bool [B] each, whether the grammar changed them,
+        and whether it did so to end in time. With `rows` the logits are those of this part of the vocabulary, the only tokens
+        that the grammar allows.
         """
         scores = logits[:, -1].astype(mx.float32)
-        finite = mx.isfinite(scores).all(axis=-1)
+        finite = mx.isfinite(scores.sum(axis=-1))  # NaN and infinity anywhere show in the sum
+        if self.walk is not None and rows is not None:
+            all_rows = mx.full((len(scores), len(self.walk.kinds)), -mx.inf)
+            all_rows[:, slice(*rows)] = scores
+            scores = all_rows
         noise = self._noise(scores.shape[-1])
-        tokens = held = free = _choose(scores, self.options, noise)
+        tokens = held = free = self._pick(scores, noise)
         if self.walk is not None:
-            held = _choose(mx.where(self.walk.possible(), scores, -mx.inf), self.options, noise)
+            held = self._pick(mx.where(self.walk.possible(), scores, -mx.inf), noise)
             tokens = self.walk.in_budget(held)
             self.walk.advance(tokens)
-        logprobs = scores - mx.logsumexp(scores, axis=-1, keepdims=True)
-        chosen = mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
-        return mx.where(finite, tokens, -1), chosen, self._nearby(logprobs, tokens), tokens != free, tokens != held
+        return mx.where(finite, tokens, -1), *self._told(scores, tokens), tokens != free, tokens != held
+
+    def state(self) -> dict[str, Any]:
+        """Where the grammar stands, to come back to."""
+        return {} if self.walk is None else {**vars(self.walk)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Come back to what `state` gave."""
+        if self.walk is not None:
+            vars(self.walk).update(state)
 
     def _noise(self, rows: int) -> mx.array | None:
         """[V], the same for every row of a batch; None: greedy. One key per step: the first tokens do not depend on max_tokens."""
@@ -140,15 +159,24 @@ class TokenChooser:
         self.key, now = mx.random.split(self.key)
         return mx.random.gumbel((rows,), key=now)
 
-    def _nearby(self, logprobs: mx.array, tokens: mx.array) -> mx.array:
-        """float32 [B]: what the bins around a loc token have together, 0 for other tokens."""
-        of_bins = logprobs[:, self.first_loc : self.first_loc + NUM_LOC]
+    def _told_of(self, scores: mx.array, tokens: mx.array) -> tuple[mx.array, mx.array]:
+        return self._logprobs(scores, tokens), self._nearby(scores, tokens)
+
+    def _logprobs(self, scores: mx.array, tokens: mx.array) -> mx.array:
+        """float32 [B], where they are asked for: the sum over the vocabulary takes its time."""
+        if not self.options.token_logprobs:
+            return mx.zeros(len(tokens))
+        return mx.take_along_axis(scores, tokens[:, None], axis=-1)[:, 0] - mx.logsumexp(scores, axis=-1)
+
+    def _nearby(self, scores: mx.array, tokens: mx.array) -> mx.array:
+        """float32 [B]: what the bins around a loc token have together of all bins' probability; 0 for other tokens."""
+        of_bins = mx.softmax(scores[:, self.first_loc : self.first_loc + NUM_LOC], axis=-1)
         bins = (tokens - self.first_loc)[:, None]
         near = (mx.abs(mx.arange(of_bins.shape[1]) - bins) <= NEAR) & (bins >= 0) & (bins < NUM_LOC)
-        return mx.where(near, mx.exp(of_bins), 0).sum(axis=-1)
+        return mx.where(near, of_bins, 0).sum(axis=-1)
 
 
-def _choose(scores: mx.array, options: SamplingOptions, noise: mx.array | None) -> mx.array:
+def _choose(options: SamplingOptions, scores: mx.array, noise: mx.array | None) -> mx.array:
     """float32 [B, V] -> int32 [B]; noise [V] is the same for every row, None: greedy."""
     if noise is not None:
         scores = _filtered(scores / options.finite_temperature, options) + noise

@@ -17,40 +17,53 @@ from .common.locations import MaskDecoder, MaskEncoder
 from .common.mask_codec import FILE_NAME, read_mask_codec
 from .common.processor import PaliGemmaProcessor
 from .common.tokenizer import PaliGemmaTokenizer
+from .fusion import fuse
+from .memory import check_model, small_cache
 from .model.mask_decoder import MaskCodec
 from .model.paligemma import PaliGemma
 
 
 def load(
-    model: str | Path | None = None, *, dtype: str | None = None, revision: str | None = None
+    model: str | Path | None = None, *, dtype: str | None = None, fused: bool = True, revision: str | None = None
 ) -> tuple[PaliGemma, PaliGemmaProcessor]:
     """Load a checkpoint for inference.
 
     Args:
         model: a folder or a Hub id; None for the bundled demo.
         dtype: "float32", "bfloat16" or "float16" to compute in; None: as stored (the bundled demo: float32).
+        fused: rewritten for speed (see fusion.py), with the same results; False: module by module like the checkpoint, which
+            training and comparisons need.
         revision: branch, tag or commit on the Hub.
 
     Raises:
         CheckpointError: something is missing, damaged, or does not belong together.
         OptionError: the dtype is unknown.
+        TooLargeError: there is not the memory for it; nothing has been read then.
     """
     folder = find_folder(model, revision)
     checkpoint = read_checkpoint(folder)
     tokenizer = PaliGemmaTokenizer.from_folder(folder)
     network = load_model(checkpoint, dtype or ("float32" if model is None else None))
+    with small_cache(network.config):
+        network = fuse(network) if fused else network
     return network, PaliGemmaProcessor(network.config, tokenizer, *mask_functions(folder))
 
 
 def load_model(checkpoint: Checkpoint, dtype: str | None = None) -> PaliGemma:
-    """The network with its weights in `dtype` (None: as stored), all in memory. Needs no tokenizer."""
-    target = getattr(mx, check_dtype(dtype or checkpoint.dtype))
-    weights = dict(_read_tensors(checkpoint, target))
-    head = weights.get(HEAD)
-    tied = head is None or bool(mx.array_equal(head, weights[EMBEDDING]))
-    if tied:
-        weights.pop(HEAD, None)
-    model = PaliGemma(replace(checkpoint.config, tie_word_embeddings=tied))
+    """The network with its weights in `dtype` (None: as stored), all in memory. Needs no tokenizer.
+
+    Raises:
+        OptionError: the dtype is unknown.
+        TooLargeError: there is not the memory for it; nothing has been read then.
+    """
+    target = check_dtype(dtype or checkpoint.dtype)
+    check_model(checkpoint, target)
+    weights: dict[str, mx.array] = {}
+    with small_cache(checkpoint.config):
+        for name, array in _read_tensors(checkpoint, getattr(mx, target)):
+            if name != HEAD or not mx.array_equal(array, weights[EMBEDDING]):  # else it is tied, and goes before the others come
+                weights[name] = array
+    model = PaliGemma(replace(checkpoint.config, tie_word_embeddings=HEAD not in weights))
     model.load_weights(list(weights.items()), strict=True)
     model.eval()
     return model
@@ -87,17 +100,17 @@ def _lazy_functions(path: Path) -> tuple[MaskDecoder, MaskEncoder]:
 
 
 def _read_tensors(checkpoint: Checkpoint, dtype: mx.Dtype) -> Iterator[tuple[str, mx.array]]:
-    """Each tensor under our name. Evaluating one at a time keeps the peak near the final size."""
-    for file, infos in checkpoint.files().items():
-        arrays = mx.load(str(file))
+    """Each tensor under our name. One is in memory twice while it is cast: the largest come first, when there is room."""
+    files = {file: mx.load(str(file)) for file in checkpoint.files()}  # lazy: headers
+    for name, info in checkpoint.largest_first():
+        arrays = files[info.file]
         assert isinstance(arrays, dict)
-        for name, info in infos.items():
-            array = arrays.pop(info.key)
-            if name == PATCHES and not checkpoint.channels_last:
-                array = array.transpose(0, 2, 3, 1)
-            array = array.astype(dtype)
-            mx.eval(array)
-            yield name, array
+        array = arrays.pop(info.key)
+        if name == PATCHES and not checkpoint.channels_last:
+            array = array.transpose(0, 2, 3, 1)
+        array = array.astype(dtype)
+        mx.eval(array)
+        yield name, array
 
 
 def _channels_last(array: np.ndarray, transposed: bool) -> mx.array:

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from test_grammar import FORM
 import mlx_paligemma
 import torch_ref
 from mlx_paligemma.common.processor import ModelInputs
+from mlx_paligemma.decode_step import Decoding
 from mlx_paligemma.demo.accuracy import iou
 from mlx_paligemma.demo.questions import ask
 from mlx_paligemma.demo.scenes import KINDS, draw_scene
@@ -123,6 +125,37 @@ def locating(count):
         scene = draw_scene(rng)
         task = "segment" if number % 2 else "detect"
         yield Pair([scene.image], ask(scene, rng, lambda shape: (), task=task).prefix)
+
+
+@pytest.mark.parametrize(("task", "saved"), [("detect", 0.7), ("segment", 0.9)])
+def test_looking_ahead_changes_no_answer_and_saves_passes(task, saved, count, monkeypatch):
+    """One prompt at a time, with and without."""
+    model, processor = mlx_paligemma.load()
+    asked = [pair for pair in locating(2 * count(12, 1000)) if pair.prompt.startswith(task)]
+    passes, call = [], Decoding.__call__
+    monkeypatch.setattr(Decoding, "__call__", lambda self, *given: passes.append(given) or call(self, *given))
+    found, cost, seconds = {}, {}, {}
+    for ahead in (True, False):
+        passes.clear()
+        start = time.process_time()
+        found[ahead] = [mlx_paligemma.generate(model, processor, *vars(pair).values(), look_ahead=ahead) for pair in asked]
+        seconds[ahead] = time.process_time() - start
+        cost[ahead] = len(passes) / sum(len(result.detections) for result in found[ahead])
+    same = sum(a.token_ids == b.token_ids for a, b in zip(found[True], found[False], strict=True))
+    worst = max((abs(a - b) for pair in zip(*found.values(), strict=True) for a, b in score_pairs(*pair)), default=0.0)
+    print(f"look-ahead, {task}: {same} of {len(asked)} answers identical, scores within {worst:.1e}; passes per object")
+    print(f"    {cost[True]:.2f} instead of {cost[False]:.2f}; CPU time {seconds[True] / seconds[False]:.2f} of that without")
+    assert same == len(asked) and worst <= SCORE and cost[True] < saved * cost[False]
+
+
+def test_the_fused_model_answers_like_the_unfused_one(count):
+    asked, results = list(pairs(count(16, 300))), []
+    for fused in (True, False):
+        model, processor = mlx_paligemma.load(fused=fused)
+        results.append(answers(mlx_paligemma, model, processor, asked, 8))
+    same = sum(a.token_ids == b.token_ids for a, b in zip(*results, strict=True))
+    print(f"fused: {same} of {len(asked)} answers identical")
+    assert same == len(asked)
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -55,7 +55,24 @@ def test_verbose_adds_the_cost_on_stderr_alone(run):
     plain = run("generate", PICTURE, "-p", "caption en")[1]
     _, out, err = run("generate", PICTURE, "-p", "caption en", "-v")
     assert out == plain
-    one_line(err, "Prompt: 68 tokens", "Peak memory")
+    one_line(err, "Prompt: 68 tokens", "first answer token after", "tokens/s", "Peak memory")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pictures", "words"),
+    [("star " * 9000, 1, "context holds"), ("detect star", 200, "context holds"), (" ", 1, "the prompt is empty")],
+)
+def test_a_prompt_that_cannot_be_answered_is_refused_before_the_weights_are_read(run, monkeypatch, prompt, pictures, words):
+    monkeypatch.setattr("mlx_paligemma.weights.load_model", lambda *_: pytest.fail("the weights were read"))
+    code, out, err = run("generate", *["--image", PICTURE] * pictures, "-p", prompt)
+    assert (code, out) == (1, "")
+    one_line(err, words)
+
+
+def test_verbose_says_what_each_of_several_answers_cost(run, tmp_path):
+    copy = shutil.copy(PICTURE, tmp_path / "copy.png")
+    err = run("generate", PICTURE, copy, "-p", "caption en", "-v", "--batch-size", 2)[2]
+    assert [line.split(": Prompt: 68 tokens")[0] for line in err.splitlines()] == [PICTURE, str(copy)]
 
 
 def test_both_backends_print_the_same_answer(run):
@@ -331,7 +348,7 @@ def test_without_torch_the_torch_backend_says_how_to_get_it(run, monkeypatch):
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_an_interruption_keeps_the_partial_answer_and_exits_130(run, monkeypatch, as_json):
-    real = generation._steps
+    real = generation.steps_of
 
     def interrupted(*arguments):
         for count, tokens in enumerate(real(*arguments)):
@@ -340,7 +357,7 @@ def test_an_interruption_keeps_the_partial_answer_and_exits_130(run, monkeypatch
             yield tokens
 
     whole = json.loads(run("generate", PICTURE, "-p", "caption en", "--json")[1])
-    monkeypatch.setattr(generation, "_steps", interrupted)
+    monkeypatch.setattr(generation, "steps_of", interrupted)
     code, out, err = run("generate", PICTURE, "-p", "caption en", *(["--json"] if as_json else []))
     assert code == 130
     one_line(err, "interrupted")

@@ -54,7 +54,7 @@ def records(path, without_stats=True):
 
 def interrupt_after(monkeypatch, steps):
     """Ctrl-C once the model has made this many steps, of whichever answers."""
-    real, made = generation._steps, []
+    real, made = generation.steps_of, []
 
     def interrupted(*arguments):
         for step in real(*arguments):
@@ -63,7 +63,7 @@ def interrupt_after(monkeypatch, steps):
                 raise KeyboardInterrupt
             yield step
 
-    monkeypatch.setattr(generation, "_steps", interrupted)
+    monkeypatch.setattr(generation, "steps_of", interrupted)
 
 
 def test_every_picture_is_one_line_in_order_and_stdout_stays_empty(run, pictures):

@@ -72,14 +72,20 @@ def filtered_by_torch(scores, options):
     return torch_next_token._filtered(torch.from_numpy(scores), options).numpy()
 
 
-def draws_of_mlx(scores, options, count):
-    choose = mlx_next_token.TokenChooser(Request(None, options, first_loc=0, plan=None))
+def draws_of_mlx(scores, options, count, compiled=False):
+    choose = mlx_next_token.TokenChooser(Request(None, options, first_loc=0, plan=None), compiled)
     return [int(choose(mx.array(scores)[None, None])[0][0]) for _ in range(count)]
 
 
 def draws_of_torch(scores, options, count):
     choose = torch_next_token.TokenChooser(Request(None, options, first_loc=0, plan=None), torch.device("cpu"))
     return [int(choose(torch.from_numpy(scores)[None, None])[0][0]) for _ in range(count)]
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1}, {"temperature": 0.7, "top_p": 0.8, "top_k": 3, "min_p": 0.1}], ids=str)
+def test_compiled_as_on_a_gpu_the_draws_are_the_same(options):
+    options = SamplingOptions(seed=3, **options)
+    assert draws_of_mlx(LOGITS, options, 8, compiled=True) == draws_of_mlx(LOGITS, options, 8)
 
 
 @pytest.fixture(params=[filtered_by_mlx, filtered_by_torch], ids=["mlx", "torch"])

@@ -1,6 +1,11 @@
 """Both backends read the same numbers from the same folder, in every layout, and nothing is left out or made up."""
 
 import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -17,12 +22,14 @@ from mlx_paligemma.common.checkpoint import EMBEDDING, HEAD, PATCHES, read_check
 from mlx_paligemma.common.errors import CheckpointError, OptionError
 from mlx_paligemma.common.hub import bundled_checkpoint
 from mlx_paligemma.common.mask_codec import FILE_NAME, MaskCodecConfig
+from mlx_paligemma.fusion import FusedPaliGemma
 from mlx_paligemma.model.paligemma import PaliGemma
 from torch_ref import weights as torch_weights
 
 BACKENDS = {"mlx": mlx_weights, "torch": torch_weights}
 DTYPES = ["float32", "bfloat16", "float16"]
 PICTURE = Image.new("RGB", (30, 20), "orange")
+PEAK = 1.1  # of the final size, while a checkpoint is read
 
 
 @pytest.fixture(params=BACKENDS)
@@ -37,7 +44,8 @@ def held(model) -> tuple[dict[str, np.ndarray], set[str]]:
         return {name: w.float().numpy() for name, w in state.items()}, {str(w.dtype).split(".")[-1] for w in state.values()}
     parameters = dict(tree_flatten(model.parameters()))
     arrays = {name: np.array(w.astype(mx.float32)) for name, w in parameters.items()}
-    arrays[PATCHES] = arrays[PATCHES].transpose(0, 3, 1, 2)
+    if not isinstance(model, FusedPaliGemma):
+        arrays[PATCHES] = arrays[PATCHES].transpose(0, 3, 1, 2)
     return arrays, {str(w.dtype).split(".")[-1] for w in parameters.values()}
 
 
@@ -222,3 +230,74 @@ def test_a_config_that_loses_the_gemma_2_norms_does_not_load(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(data))
     with pytest.raises(CheckpointError, match="has unknown"):
         read_checkpoint(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """wide(head): folder of 166 MB in float32, in three shards; the embedding, and a head equal to it, lie in the last."""
+    text = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "head_dim": 64, "vocab_size": 16384}
+    data = config_json("gemma2", text=text, projection_dim=512)
+    expected = tensors(data)
+    others = [name for name in expected if name != EMBEDDING]
+    order = [*others[:2], EMBEDDING, *others[2:4], HEAD, *others[4:]]  # every third is in the same shard
+    expected[HEAD] = expected[EMBEDDING].clone()
+
+    @cache
+    def folder(head: bool) -> Path:
+        chosen = {name: expected[name] for name in order if head or name != HEAD}
+        return write(tmp_path_factory.mktemp("wide"), chosen, data=data, shards=3)
+
+    return folder
+
+
+@pytest.mark.parametrize("head", [False, True], ids=["tied", "head equal to the embedding"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reading_takes_hardly_more_memory_than_the_model(wide, dtype, head):
+    checkpoint = read_checkpoint(wide(head))
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    model = mlx_weights.load_model(checkpoint, dtype)
+    final = sum(w.nbytes for _, w in tree_flatten(model.parameters()))
+    assert mx.get_active_memory() - before == pytest.approx(final, rel=0.01)
+    assert (mx.get_peak_memory() - before) / final <= PEAK
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's count of a process's memory")
+@pytest.mark.parametrize("name", BACKENDS)
+def test_the_process_grows_hardly_more_than_by_the_model(wide, name):
+    """Its largest resident size, mapped files included, up to a model ready for answers.
+
+    MLX's cache has no limit, as on a Mac, and freed memory goes back to the system. A first small model takes what is taken once.
+    """
+    small, large = wide(False).parent / "small", wide(True)
+    write(small)
+    command, at_once = [sys.executable, "-c", GROWTH, name, small, large], os.environ | {"MALLOC_MMAP_THRESHOLD_": "100000"}
+    done = subprocess.run(command, env=at_once, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    grown, final = map(int, done.stdout.split())
+    assert grown / final <= PEAK + 0.05  # of 70 MB; the rest of the interpreter grows too
+
+
+GROWTH = """
+import sys
+from importlib import import_module
+from pathlib import Path
+from mlx_paligemma.common.checkpoint import read_checkpoint
+from mlx_paligemma.common.memory import weight_bytes
+
+def resident(name):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return 1024 * int(line.split()[1])
+
+package, small, large = sys.argv[1:]
+if package == "mlx":
+    import mlx.core
+    mlx.core.set_cache_limit(2**40)
+load = import_module({"mlx": "mlx_paligemma", "torch": "torch_ref"}[package] + ".weights").load
+kept = load(small, dtype="bfloat16")
+before = resident("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # the largest so far is the present
+model, processor = load(large, dtype="bfloat16")
+print(resident("VmHWM") - before, weight_bytes(model.config, 16))
+"""

@@ -20,6 +20,7 @@ from mlx_paligemma.common.sampling import SamplingOptions
 
 from .device import peak_memory, reset_peak_memory
 from .kv_cache import KVCache
+from .memory import check_batch
 from .next_token import TokenChooser
 from .paligemma import PaliGemma
 
@@ -28,7 +29,8 @@ def generate(model: PaliGemma, processor: PaliGemmaProcessor, image: ImageRow, p
     """Answer one prompt about one picture, or about a list of pictures.
 
     Options are the fields of `SamplingOptions`: max_tokens, temperature, top_p, top_k, min_p, seed, grammar, token_logprobs,
-    min_score; and `features`, a `FeatureCache` that remembers encoded pictures from call to call.
+    min_score, look_ahead (which this backend ignores); and `features`, a `FeatureCache` that remembers encoded pictures from
+    call to call.
 
     Raises:
         ImageError, PromptError, OptionError: the input cannot be used.
@@ -68,7 +70,8 @@ def start(
     check_cache(features)
 
     def run(request: Request) -> Iterator[Step]:
-        return _steps(model, request, features)
+        check_batch(model, request.inputs, request.options.max_tokens)
+        return steps_of(model, request, features)
 
     return Generation(run, lambda: peak_memory(device), processor, images, prompts, SamplingOptions.from_dict(options))
 
@@ -80,7 +83,7 @@ def as_torch(inputs: ModelInputs, device: torch.device | str = "cpu") -> dict[st
 
 
 @torch.inference_mode()
-def _steps(model: PaliGemma, request: Request, features: FeatureCache | None) -> Iterator[Step]:
+def steps_of(model: PaliGemma, request: Request, features: FeatureCache | None) -> Iterator[Step]:
     """max_tokens steps."""
     inputs, steps = request.inputs, request.options.max_tokens
     batch, length = inputs.input_ids.shape
@@ -89,14 +92,14 @@ def _steps(model: PaliGemma, request: Request, features: FeatureCache | None) ->
     cache = KVCache(model.config.text, batch, length + steps, table.dtype, padding, table.device)
     choose = TokenChooser(request, table.device)
     input_ids = torch.from_numpy(inputs.input_ids).to(table.device)
-    chosen = choose(model.prefill(input_ids, _image_rows(model, inputs, features), cache))
+    chosen = choose(model.prefill(input_ids, image_rows(model, inputs, features), cache))
     for _ in range(steps - 1):
         yield Step(*(part.tolist() for part in chosen))
         chosen = choose(model.decode(chosen[0].clamp(min=0)[:, None], cache))
     yield Step(*(part.tolist() for part in chosen))
 
 
-def _image_rows(model: PaliGemma, inputs: ModelInputs, features: FeatureCache | None) -> Tensor:
+def image_rows(model: PaliGemma, inputs: ModelInputs, features: FeatureCache | None) -> Tensor:
     """Image rows [B, I * P, D] of a batch."""
     device = model.language_model.embed_tokens.weight.device
 

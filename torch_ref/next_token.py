@@ -122,16 +122,20 @@ class TokenChooser:
         them, and whether it did so to end in time.
         """
         scores = logits[:, -1].float()
-        finite = scores.isfinite().all(-1)
+        finite = scores.sum(-1).isfinite()  # NaN and infinity anywhere show in the sum
         noise = self._noise(scores)
         tokens = held = free = _choose(scores, self.options, noise)
         if self.walk is not None:
             held = _choose(scores.masked_fill(~self.walk.possible(), -torch.inf), self.options, noise)
             tokens = self.walk.in_budget(held)
             self.walk.advance(tokens)
-        logprobs = scores - scores.logsumexp(-1, keepdim=True)
-        chosen = logprobs.gather(1, tokens[:, None])[:, 0]
-        return torch.where(finite, tokens, -1), chosen, self._nearby(logprobs, tokens), tokens != free, tokens != held
+        return (
+            torch.where(finite, tokens, -1),
+            self._logprobs(scores, tokens),
+            self._nearby(scores, tokens),
+            tokens != free,
+            tokens != held,
+        )
 
     def _noise(self, scores: Tensor) -> Tensor | None:
         """[V], the same for every row of a batch; None: greedy. One draw per step: the first tokens do not depend on max_tokens."""
@@ -140,12 +144,18 @@ class TokenChooser:
         uniform = torch.rand(scores.shape[-1:], generator=self.noise, device=scores.device)
         return -torch.log(-torch.log(uniform.clamp(min=1e-30)))
 
-    def _nearby(self, logprobs: Tensor, tokens: Tensor) -> Tensor:
-        """float32 [B]: what the bins around a loc token have together, 0 for other tokens."""
-        of_bins = logprobs[:, self.first_loc : self.first_loc + NUM_LOC]
+    def _logprobs(self, scores: Tensor, tokens: Tensor) -> Tensor:
+        """float32 [B], where they are asked for: the sum over the vocabulary takes its time."""
+        if not self.options.token_logprobs:
+            return scores.new_zeros(len(tokens))
+        return scores.gather(1, tokens[:, None])[:, 0] - scores.logsumexp(-1)
+
+    def _nearby(self, scores: Tensor, tokens: Tensor) -> Tensor:
+        """float32 [B]: what the bins around a loc token have together of all bins' probability; 0 for other tokens."""
+        of_bins = scores[:, self.first_loc : self.first_loc + NUM_LOC].softmax(-1)
         bins = (tokens - self.first_loc)[:, None]
         near = ((torch.arange(of_bins.shape[1], device=bins.device) - bins).abs() <= NEAR) & (bins >= 0) & (bins < NUM_LOC)
-        return torch.where(near, of_bins.exp(), 0.0).sum(-1)
+        return torch.where(near, of_bins, 0.0).sum(-1)
 
 
 def _choose(scores: Tensor, options: SamplingOptions, noise: Tensor | None) -> Tensor:

@@ -21,6 +21,7 @@ from mlx_paligemma.common.tokenizer import PaliGemmaTokenizer
 
 from .device import choose_device, choose_dtype
 from .mask_decoder import MaskCodec
+from .memory import check_model
 from .paligemma import PaliGemma
 
 
@@ -38,6 +39,7 @@ def load(
     Raises:
         CheckpointError: something is missing, damaged, or does not belong together.
         OptionError: the dtype or the device is unknown.
+        TooLargeError: there is not the memory for it; nothing has been read then.
     """
     place = choose_device(device)
     folder = find_folder(model, revision)
@@ -48,15 +50,20 @@ def load(
 
 
 def load_model(checkpoint: Checkpoint, dtype: str | None = None, device: torch.device = torch.device("cpu")) -> PaliGemma:
-    """The network with its weights in `dtype` (None: as stored, if the device can) on `device`. Needs no tokenizer."""
+    """The network with its weights in `dtype` (None: as stored, if the device can) on `device`. Needs no tokenizer.
+
+    Raises:
+        OptionError: the dtype is unknown, or the device does not have it.
+        TooLargeError: there is not the memory for it; nothing has been read then.
+    """
     target = choose_dtype(check_dtype(dtype or checkpoint.dtype), device, is_asked=dtype is not None)
-    weights = dict(_read_tensors(checkpoint, target, device))
-    head = weights.get(HEAD)
-    tied = head is None or torch.equal(head, weights[EMBEDDING])
-    if tied:
-        weights.pop(HEAD, None)
+    check_model(checkpoint, str(target).removeprefix("torch."), device)
+    weights: dict[str, Tensor] = {}
+    for name, tensor in _read_tensors(checkpoint, target, device):
+        if name != HEAD or not torch.equal(tensor, weights[EMBEDDING]):  # else it is tied, and goes before the others come
+            weights[name] = tensor
     with torch.device("meta"):  # no memory for weights that are replaced at once
-        model = PaliGemma(replace(checkpoint.config, tie_word_embeddings=tied))
+        model = PaliGemma(replace(checkpoint.config, tie_word_embeddings=HEAD not in weights))
     model.load_state_dict(weights, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -90,11 +97,10 @@ def _lazy_functions(path: Path) -> tuple[MaskDecoder, MaskEncoder]:
 
 
 def _read_tensors(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor under our name."""
-    for file, infos in checkpoint.files().items():
-        with safe_open(file, framework="pt") as tensors:
-            for name, info in infos.items():
-                tensor = tensors.get_tensor(info.key)
-                if name == PATCHES and checkpoint.channels_last:
-                    tensor = tensor.permute(0, 3, 1, 2).contiguous()
-                yield name, tensor.to(device=device, dtype=dtype)
+    """Each tensor under our name. One is in memory twice while it is cast: the largest come first, when there is room."""
+    for name, info in checkpoint.largest_first():
+        with safe_open(info.file, framework="pt") as tensors:  # anew for each: an open file keeps what was read of it mapped
+            tensor = tensors.get_tensor(info.key)
+        if name == PATCHES and checkpoint.channels_last:
+            tensor = tensor.permute(0, 3, 1, 2).contiguous()
+        yield name, tensor.to(device=device, dtype=dtype)

@@ -6,9 +6,10 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +17,13 @@ from .. import __version__
 from ..common.errors import OptionError, PaliGemmaError
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130  # exit codes
+COMMANDS = {  # each a function in the file of its name; what it is for stands here too, so that --help need not read the files
+    "generate": "Answer a prompt about one or more pictures.",
+    "chat": "Ask about one picture, question after question. It is encoded once. /help lists the commands.",
+    "benchmark": "Measure speed and memory, and compare them with what this machine's own bandwidth and arithmetic allow.",
+    "doctor": "Check what this machine can do: devices, backends, memory, the Hub, and which models fit.",
+    "parity": "Compare MLX with a PyTorch reference: module by module, from pixels to logits, token by token.",
+}
 
 
 def main() -> None:
@@ -27,11 +35,6 @@ def main() -> None:
 
 
 def _app() -> typer.Typer:
-    from .chat import chat
-    from .doctor import doctor
-    from .generate import generate
-    from .parity import parity
-
     app = typer.Typer(
         no_args_is_help=True,
         add_completion=False,
@@ -39,11 +42,14 @@ def _app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    app.command()(generate)
-    app.command()(chat)
-    app.command()(doctor)
-    app.command()(parity)
+    for name, purpose in COMMANDS.items():
+        app.command(name, help=purpose)(_command(name))
     return app
+
+
+def _command(name: str) -> Callable[..., Any]:
+    """A command's function; where it is not asked for, one that only stands in the list, since its imports take their time."""
+    return getattr(import_module(f".{name}", __package__), name) if name in sys.argv else lambda: None
 
 
 @contextmanager

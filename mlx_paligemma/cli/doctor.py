@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..common.memory import gigabytes
 from ..doctor import examine
 from ..doctor.check import Check, State
 from ..doctor.fits import Fit, Verdict, fits, memory_budget
-from ..doctor.machine import gigabytes
 from .app import FAILED, reporting
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -12,8 +13,13 @@ import typer
 from PIL import Image
 
 from ..backends import Backend, open_backend
+from ..common.config import PaliGemmaConfig
 from ..common.errors import OptionError, PaliGemmaError
+from ..common.hub import find_folder
+from ..common.memory import Row
+from ..common.processor import PaliGemmaProcessor
 from ..common.sampling import SamplingOptions
+from ..common.tokenizer import PaliGemmaTokenizer
 from . import flags
 from .app import FAILED, reporting
 from .flags import BackendName
@@ -114,10 +120,17 @@ def generate(  # noqa: PLR0913, PLR0917 - a command has many flags
         if printer.results is not None and not (jobs := printer.results.remaining(jobs)):
             printer.results.finish()  # nothing is left to ask: no model is needed
             raise typer.Exit
-        opened = open_backend(backend.value)
-        network, processor = opened.load(model, dtype=dtype.value if dtype else None, revision=revision)
+        opened, folder = open_backend(backend.value), find_folder(model, revision)
+        _check_prompt(folder, prompt, jobs)
+        network, processor = opened.load(model and folder, dtype=dtype.value if dtype else None)
         failed = _ask_all(Asker(opened, network, processor, options, printer), jobs, batch_size)
         raise typer.Exit(FAILED if failed else 0)
+
+
+def _check_prompt(folder: Path, prompt: str, jobs: Sequence[Job]) -> None:
+    """Raises PromptError before the weights are read, which takes its time."""
+    processor = PaliGemmaProcessor(PaliGemmaConfig.from_folder(folder), PaliGemmaTokenizer.from_folder(folder))
+    processor.check_prompt(prompt, max(len(job.sources) for job in jobs))  # a video may have fewer frames than are asked for
 
 
 def _printer(
@@ -149,7 +162,7 @@ def _printer(
 def _ask_all(asker: Asker, jobs: Sequence[Job], batch_size: int) -> bool:
     """Answer all jobs, batch by batch: memory does not grow with their number. True if a picture failed."""
     results = asker.printer.results
-    failed = False
+    batch_size, failed = _fitting(asker, jobs, batch_size), False
     with results.collecting(jobs) if results else nullcontext(), progress(len(jobs), wanted=results is not None) as advance:
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
@@ -157,3 +170,15 @@ def _ask_all(asker: Asker, jobs: Sequence[Job], batch_size: int) -> bool:
             asker.backend.free()
             advance(len(batch))
     return failed
+
+
+def _fitting(asker: Asker, jobs: Sequence[Job], wanted: int) -> int:
+    """`wanted`, or as many rows as the memory holds together. The answers are the same, and a long run is not to end for this."""
+    wanted = min(wanted, len(jobs))
+    if wanted == 1:
+        return wanted
+    row = Row(1, len(asker.processor.tokenizer.encode_prefix(asker.printer.prompt)), asker.options.max_tokens)
+    most = max(asker.backend.fitting_rows(asker.network, row), 1)
+    if most < wanted:
+        print(f"note: {most} pictures are answered together instead of {wanted}: memory is free for no more", file=sys.stderr)
+    return min(wanted, most)

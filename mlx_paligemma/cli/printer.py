@@ -59,7 +59,7 @@ class Printer:
         is_whole = result.finish_reason != "cancelled"
         if self.style == Style.lines:
             print(f"{job.name}: {result.text}", flush=True)
-        self._remark(result)
+        self._remark(job, result)
         if self.pictures is not None:
             print(f"wrote {self.pictures.write(job.name, draw_detections(picture, result.detections))}", file=sys.stderr)
         if self.masks is not None and is_whole:
@@ -78,13 +78,14 @@ class Printer:
         if self.results is not None and is_whole:
             self.results.add(record)
 
-    def _remark(self, result: GenerationResult) -> None:
+    def _remark(self, job: Job, result: GenerationResult) -> None:
         for note in result.notes:
             if note not in self._noted:
                 print(f"note: {note}", file=sys.stderr)
             self._noted.add(note)
         if self.verbose:
-            print(_cost(result.stats), file=sys.stderr)
+            name = "" if self.style == Style.stream else f"{job.name}: "  # which of several answers
+            print(f"{name}{_cost(result.stats)}", file=sys.stderr)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -59,6 +60,10 @@ class Checkpoint:
         for name, info in self.tensors.items():
             files.setdefault(info.file, {})[name] = info
         return files
+
+    def largest_first(self) -> list[tuple[str, TensorInfo]]:
+        """All tensors by our names, the largest first, the embedding before a head."""
+        return sorted(self.tensors.items(), key=lambda item: (-prod(item[1].shape), item[0] == HEAD))
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:

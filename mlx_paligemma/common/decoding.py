@@ -28,8 +28,8 @@ class Step:
     """The next token of each of B rows."""
 
     token_ids: list[int]  # -1 in a row whose scores are no numbers
-    logprobs: list[float]  # before filters and grammar, as the next
-    nearby: list[float]  # of a loc token: the probability of the bins around it, itself included; of others: 0
+    logprobs: list[float]  # before filters and grammar, as the next; 0 where the options do not ask for them
+    nearby: list[float]  # of a loc token: the share of the bins around it, itself included, in all bins' probability; of others: 0
     changed: list[bool]  # by the grammar
     cut: list[bool]  # by the grammar, to end before the token budget does
 

@@ -27,3 +27,7 @@ class BackendError(PaliGemmaError):
 
 class NumericError(PaliGemmaError):
     """The model produced NaN or infinite numbers."""
+
+
+class TooLargeError(PaliGemmaError):
+    """A model or a batch needs more memory than there is."""

@@ -96,6 +96,10 @@ class PaliGemmaProcessor:
         counts = np.array([len(row) for row in rows], dtype=np.int32)
         return replace(self._pad(prefixes, suffixes, self._pixels(rows)), pictures=counts)
 
+    def check_prompt(self, prompt: str, pictures: int = 1) -> None:
+        """Raises PromptError where a prompt about so many pictures is empty or too long. Needs no weights."""
+        self._prefix(prompt, pictures)
+
     def text_inputs(self, pairs: Sequence[tuple[str, str]]) -> ModelInputs:
         """The text side of a training batch of (prefix, suffix), each with one picture; `pixel_values` is empty [B, 0, ...]."""
         size = self.config.vision.image_size

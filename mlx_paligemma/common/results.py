@@ -20,7 +20,7 @@ class Detection:
 
     score is the model's confidence in the place: the geometric mean, over the object's four loc tokens, of the probability
     that the model gave to the bins around the one chosen (16 to either side, 1/64 of the picture), given everything written
-    before. The probability is the softmax over the whole vocabulary at temperature 1, before top-k, top-p, min-p and
+    before. The probability is the softmax over the 1024 loc tokens at temperature 1, before top-k, top-p, min-p and
     grammar. Neighbours count because the model spreads its belief over bins that are a pixel apart: the probability of
     a single bin says how fine the bins are rather than how sure the box is. None where the text did not come from a model.
     """

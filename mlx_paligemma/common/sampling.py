@@ -28,6 +28,7 @@ class SamplingOptions:
     grammar: bool = True  # hold answers to "detect" and "segment" to their form, see grammar.py
     token_logprobs: bool = False  # put them into the result
     min_score: float = 0.0  # leave out detections with a lower score
+    look_ahead: bool = True  # MLX: save steps where an answer about places can be guessed; the tokens stay the same
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> SamplingOptions:
@@ -43,7 +44,7 @@ class SamplingOptions:
             value = getattr(self, name)
             if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
                 raise OptionError(f"{name} is {value!r}; it must be a whole number of at least {least}")
-        for name in ("grammar", "token_logprobs"):
+        for name in ("grammar", "token_logprobs", "look_ahead"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} is {getattr(self, name)!r}; it must be True or False")
         for name, highest in (("temperature", sys.float_info.max), ("top_p", 1.0), ("min_p", 1.0), ("min_score", 1.0)):

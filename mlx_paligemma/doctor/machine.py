@@ -10,34 +10,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .. import __version__
+from ..common.memory import gigabytes, memory_bytes
 from .check import Check, Probes, failed, ok, warning
 
 OLDEST_MACOS = 14  # MLX's wheels, and bfloat16 on MPS
 OLDEST_PYTHON = (3, 11)
 LITTLE_MEMORY = 8e9  # bytes
 NEEDED = ("numpy", "pillow", "sentencepiece", "safetensors", "huggingface-hub")
-CGROUP = Path("/sys/fs/cgroup")
-MEMINFO = Path("/proc/meminfo")
 CPUINFO = Path("/proc/cpuinfo")
 
 
 def machine_probes() -> Probes:
     """Platform, chip, memory, Python, packages."""
     return {"platform": _platform, "chip": _chip, "memory": _memory, "Python": _python, "packages": _packages}
-
-
-def memory_bytes() -> tuple[int, int]:
-    """The machine's memory, and what a program may still take of it. A container's limit counts; on macOS all is taken as free."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _number(CGROUP / "memory.max")
-    total, used = (limit, _number(CGROUP / "memory.current") or 0) if limit and limit < total else (total, 0)
-    free = _kibibytes("MemAvailable") if MEMINFO.exists() else total
-    return total, min(free, total - used)
-
-
-def gigabytes(count: float) -> str:
-    """Bytes in words."""
-    return f"{count / 1e9:.1f} GB"
 
 
 def _platform() -> Check:
@@ -104,15 +89,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _number(path: Path) -> int | None:
-    """What a control file says; None where there is none, or no limit ("max")."""
-    text = path.read_text(encoding="ascii").strip() if path.exists() else ""
-    return int(text) if text.isdigit() else None
-
-
-def _kibibytes(name: str) -> int:
-    """Bytes: a line of /proc/meminfo."""
-    lines = MEMINFO.read_text(encoding="ascii").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..common.memory import gigabytes
 from .check import Check, Probes, failed, guarded, ok, warning
-from .machine import gigabytes, memory_bytes
 from .rounding import judged, relative_error
 
 WRONG = "pip install --upgrade mlx; if that does not help, report it to github.com/ml-explore/mlx"
@@ -38,16 +38,6 @@ def device_kind() -> str:
     if mx.default_device().type != mx.gpu:
         return "CPU"
     return "Metal" if mx.metal.is_available() else "CUDA"
-
-
-def memory_budget() -> int:
-    """Bytes that a model may take where MLX computes: what Metal recommends, a GPU's own memory, or what is free."""
-    import mlx.core as mx
-
-    info = mx.device_info()
-    names = ("max_recommended_working_set_size", "free_memory", "total_memory", "memory_size")
-    found = next((int(info[name]) for name in names if name in info), 0)
-    return found if found and device_kind() != "CPU" else memory_bytes()[1]
 
 
 def _missing(reason: str) -> Check:
@@ -89,6 +79,8 @@ def _quantised(bits: int) -> Check:
 
 def _memory() -> Check:
     import mlx.core as mx
+
+    from ..memory import memory_budget
 
     info, budget = mx.device_info(), memory_budget()
     largest = info.get("max_buffer_length")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ..common.memory import gigabytes
 from .check import Check, Probes, guarded, ok, warning
-from .machine import gigabytes, memory_bytes
 from .rounding import judged
 
 if TYPE_CHECKING:
@@ -59,18 +59,14 @@ def _device(device: torch.device) -> Check:
     import torch
 
     from torch_ref.device import has_bfloat16
+    from torch_ref.memory import free_bytes
 
     names = {
         "cuda": lambda: torch.cuda.get_device_name(device),
         "mps": lambda: "Apple's GPU",
         "cpu": torch.backends.cpu.get_cpu_capability,
     }
-    memory = {
-        "cuda": lambda: torch.cuda.mem_get_info(device)[0],
-        "mps": torch.mps.recommended_max_memory,
-        "cpu": lambda: memory_bytes()[1],
-    }
-    detail = f"{names[device.type]()}, {gigabytes(memory[device.type]())} to use"
+    detail = f"{names[device.type]()}, {gigabytes(free_bytes(device))} to use"
     if has_bfloat16(device):
         return ok(f"{detail}, has bfloat16")
     return warning(f"{detail}, has no bfloat16", "on a Mac update to macOS 14; until then models compute in float32")

@@ -89,9 +89,9 @@ def logits_budget(dtype: str, size: Size) -> float:
 def tie(dtype: str, size: Size, largest: float, error: float) -> float:
     """The gap below which either of two tokens may win: both logits may be off, one up, one down.
 
-    By FACTOR times what the logits of this very run are off (`error`), or by their budget times the largest logit, if that is less.
+    By what the logits of this very run are off at most (`error`), or by their budget times the largest logit, if that is less.
     """
-    return max(TIE, 2 * float(np.fmin(FACTOR * error, logits_budget(dtype, size) * largest)))
+    return max(TIE, 2 * float(np.fmin(error, logits_budget(dtype, size) * largest)))
 
 
 def _budget(dtype: str, stage: str, size: Size) -> float:

@@ -19,6 +19,7 @@ from ..common.hub import find_folder
 from ..common.mask_codec import FILE_NAME
 from ..common.processor import PaliGemmaProcessor
 from ..common.tokenizer import PaliGemmaTokenizer
+from ..fusion import fuse
 from ..weights import load_mask_codec
 from . import budgets
 from .call import DECODED, Call
@@ -90,13 +91,14 @@ class Comparison:
     def _run_mlx(self, store: CallStore, answer: GreedyRun) -> None:
         self.tell("loading MLX", 0, None)
         backend = open_backend("mlx")
-        model, _ = backend.load(self.checkpoint.folder, dtype=self.dtype)
+        model, _ = backend.load(self.checkpoint.folder, dtype=self.dtype, fused=False)
         self._compare_modules(store, model)
         self.tell("MLX from the pixels", 0, None)
         drift, logits = run_end_to_end(model, self.scenes.batch, store, self.dtype)
         self.report = replace(self.report, drift=drift, logits=logits)
         self.report = replace(self.report, decoding=run_decoding(model, self.scenes, store, self.dtype))
         self.tell("MLX answers", 0, None)
+        model = fuse(model)  # as users run it
         question = self.question
 
         def generate() -> Any:

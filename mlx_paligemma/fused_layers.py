@@ -1,0 +1,262 @@
+"""The modules of a fused model: fewer and larger kernels than those of model/, and the same numbers.
+
+Each takes over the weights of the module that it stands for. `fusion.py` puts them in; tests prove them equal.
+Axes: B rows, S new tokens, L all tokens, D hidden_size, N heads, K key-value heads, G = N / K, H head_dim, P patches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .model.gemma import Gemma2Layer, GemmaAttention, GemmaLayer, GemmaMLP, RMSNorm
+from .model.kv_cache import LayerCache
+from .model.siglip import SiglipAttention, SiglipMLP, SiglipVisionEmbeddings
+
+QUERIES = 1536  # queries that attend at a time, at most: at 896 pixels the scores of all would take gigabytes
+
+
+@partial(mx.compile, shapeless=True)
+def gelu(x: mx.array) -> mx.array:
+    """GELU with the tanh, as one kernel."""
+    return _gelu(x)
+
+
+@partial(mx.compile, shapeless=True)
+def geglu(gate: mx.array, up: mx.array) -> mx.array:
+    """The gated activation of Gemma's MLP, as one kernel."""
+    return _gelu(gate) * up
+
+
+@partial(mx.compile, shapeless=True)
+def capped(scores: mx.array, scale: float, cap: float) -> mx.array:
+    """Attention scores scaled and soft-capped, as one kernel."""
+    return cap * mx.tanh(scores * (scale / cap))
+
+
+@partial(mx.compile, shapeless=True)
+def capped_and_masked(scores: mx.array, mask: mx.array, scale: float, cap: float) -> mx.array:
+    """The same for scores [B, K, G, S, L], which lose all weight where mask [B, 1, S, L] is False."""
+    return mx.where(mask[:, :, None], cap * mx.tanh(scores * (scale / cap)), mx.finfo(scores.dtype).min)
+
+
+class FoldedNorm(nn.Module):
+    """RMS norm with 1 + w as one array of the model's dtype."""
+
+    def __init__(self, norm: RMSNorm):
+        super().__init__()
+        self.weight = (1.0 + norm.weight.astype(mx.float32)).astype(norm.weight.dtype)
+        self.eps = norm.eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """[..., D] -> [..., D]."""
+        return mx.fast.rms_norm(x, self.weight, self.eps)
+
+
+class FusedMLP(nn.Module):
+    """Gemma's MLP; gate and up are one product."""
+
+    def __init__(self, mlp: GemmaMLP):
+        super().__init__()
+        self.gate_up_proj = joined([mlp.gate_proj, mlp.up_proj])
+        self.down_proj = mlp.down_proj
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """[B, S, D] -> [B, S, D]."""
+        return self.down_proj(geglu(*mx.split(self.gate_up_proj(x), 2, axis=-1)))
+
+
+class FusedAttention(nn.Module):
+    """Gemma's attention: one product for queries, keys and values, one rotation for queries and keys."""
+
+    def __init__(self, attention: GemmaAttention, force_fused: bool = False):
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = attention.num_heads, attention.num_kv_heads, attention.head_dim
+        self.attend = Attend(attention, force_fused)
+        self.qkv_proj = joined([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.o_proj, self.rope = attention.o_proj, attention.rope
+
+    def __call__(self, x: mx.array, offset: mx.array, mask: mx.array | None, cache: Any) -> mx.array:
+        """As `GemmaAttention`."""
+        heads = _heads(self.qkv_proj(x), self.head_dim)
+        rotated = self.rope(heads[:, : -self.num_kv_heads], offset)
+        k, v = rotated[:, self.num_heads :], heads[:, -self.num_kv_heads :]
+        if cache is not None:
+            k, v = cache.update(k, v)
+        return self.o_proj(_side_by_side(self.attend(rotated[:, : self.num_heads], k, v, mask)))
+
+
+class LastAttention(nn.Module):
+    """The attention of the last layer: in prefill only the last position has to ask, while all are asked."""
+
+    def __init__(self, attention: GemmaAttention, force_fused: bool = False):
+        super().__init__()
+        self.num_kv_heads, self.head_dim = attention.num_kv_heads, attention.head_dim
+        self.attend = Attend(attention, force_fused)
+        self.q_proj, self.kv_proj = attention.q_proj, joined([attention.k_proj, attention.v_proj])
+        self.o_proj, self.rope = attention.o_proj, attention.rope
+
+    def __call__(self, x: mx.array, offset: mx.array, mask: mx.array | None, cache: Any) -> mx.array:
+        """As `GemmaAttention`."""
+        return self.last(x, x.shape[1], offset, mask, cache)
+
+    def last(self, x: mx.array, count: int, offset: mx.array, mask: mx.array | None, cache: Any) -> mx.array:
+        """The last `count` positions only: [B, S, D] -> [B, count, D]."""
+        skipped = x.shape[1] - count
+        q = self.rope(_heads(self.q_proj(x[:, skipped:]), self.head_dim), offset + skipped if skipped else offset)
+        k, v = mx.split(_heads(self.kv_proj(x), self.head_dim), 2, axis=1)
+        k = self.rope(k, offset)
+        if cache is not None:
+            k, v = cache.update(k, v)
+        return self.o_proj(_side_by_side(self.attend(q, k, v, None if mask is None else mask[:, :, skipped:])))
+
+
+class LastLayer(nn.Module):
+    """The last layer. In prefill its output, like that of the model, is the last position's alone."""
+
+    def __init__(self, layer: GemmaLayer | Gemma2Layer):
+        super().__init__()
+        self.layer = layer
+
+    def __call__(self, x: mx.array, offset: mx.array, mask: mx.array | None, cache: Any) -> mx.array:
+        """[B, S, D] -> [B, S, D]; [B, 1, D] through an empty cache."""
+        if not isinstance(cache, LayerCache) or cache.offset:
+            return self.layer(x, offset, mask, cache)
+        mixed = self.layer.self_attn.last(self.layer.input_layernorm(x), 1, offset, mask, cache)
+        if isinstance(self.layer, Gemma2Layer):
+            return _finish_gemma2(self.layer, x[:, -1:], mixed)
+        return _finish_gemma(self.layer, x[:, -1:], mixed)
+
+
+class Attend:
+    """Queries, keys and values to their mixture. Heads that share keys and values are rows of one product."""
+
+    def __init__(self, attention: GemmaAttention, force_fused: bool):
+        self.num_kv_heads, self.scale, self.force_fused = attention.num_kv_heads, attention.scale, force_fused
+        self.cap: float | None = getattr(attention, "cap", None)
+
+    def __call__(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+        """Q [B, N, S, H], k and v [B, K, L, H], mask bool [B, 1, S, L] or None -> [B, N, S, H], QUERIES at a time."""
+        if q.shape[2] <= QUERIES:
+            return self._some(q, k, v, mask)
+        parts = [self._some(q[:, :, cut], k, v, None if mask is None else mask[:, :, cut]) for cut in _pieces(q.shape[2])]
+        return mx.concatenate(parts, axis=2)
+
+    def _some(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+        if self.cap is not None:
+            return self._capped(q, k, v, mask, self.cap)
+        if q.shape[2] == 1 or mask is not None or self.force_fused:
+            return mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask, force_fused=self.force_fused)
+        return mx.fast.scaled_dot_product_attention(self._rows(q), k, v, scale=self.scale).reshape(q.shape)
+
+    def _capped(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None, cap: float) -> mx.array:
+        """Gemma 2. The cap comes before the mask, which no kernel of MLX's knows."""
+        scores = self._rows(q) @ k.swapaxes(-1, -2)
+        if mask is None:
+            scores = capped(scores, self.scale, cap)
+        else:
+            split = mx.unflatten(scores, 2, (-1, q.shape[2]))
+            scores = capped_and_masked(split, mask, self.scale, cap).flatten(2, 3)
+        return (mx.softmax(scores, axis=-1, precise=True) @ v).reshape(q.shape)
+
+    def _rows(self, q: mx.array) -> mx.array:
+        """[B, N, S, H] -> [B, K, G * S, H]."""
+        return mx.unflatten(q, 1, (self.num_kv_heads, -1)).flatten(2, 3)
+
+
+class FusedSiglipAttention(nn.Module):
+    """The tower's attention with one product for queries, keys and values."""
+
+    def __init__(self, attention: SiglipAttention):
+        super().__init__()
+        self.num_heads, self.scale = attention.num_heads, attention.scale
+        self.qkv_proj = joined([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.out_proj = attention.out_proj
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """[B, P, D] -> [B, P, D]."""
+        q, k, v = mx.split(_heads(self.qkv_proj(x), x.shape[-1] // self.num_heads), 3, axis=1)
+        parts = [mx.fast.scaled_dot_product_attention(q[:, :, cut], k, v, scale=self.scale) for cut in _pieces(q.shape[2])]
+        return self.out_proj(_side_by_side(mx.concatenate(parts, axis=2) if len(parts) > 1 else parts[0]))
+
+
+class FusedSiglipMLP(nn.Module):
+    """The tower's MLP with the cheaper form of its GELU."""
+
+    def __init__(self, mlp: SiglipMLP):
+        super().__init__()
+        self.fc1, self.fc2 = mlp.fc1, mlp.fc2
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """[B, P, D] -> [B, P, D]."""
+        return self.fc2(gelu(self.fc1(x)))
+
+
+class FusedPatches(nn.Module):
+    """Patch embedding as one product: a patch is a row of its pixels."""
+
+    def __init__(self, embeddings: SiglipVisionEmbeddings):
+        super().__init__()
+        kernel = embeddings.patch_embedding.weight
+        self.side = kernel.shape[1]
+        self.patch_embedding = _linear(kernel.reshape(kernel.shape[0], -1), embeddings.patch_embedding.bias)
+        self.position_embedding = embeddings.position_embedding
+
+    def __call__(self, pixel_values: mx.array) -> mx.array:
+        """[B, height, width, 3] in [-1, 1] -> [B, P, D]."""
+        count = pixel_values.shape[1] // self.side
+        cut = mx.unflatten(mx.unflatten(pixel_values, 2, (count, self.side)), 1, (count, self.side))
+        patches = cut.transpose(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
+        return self.patch_embedding(patches.astype(self.patch_embedding.weight.dtype)) + self.position_embedding.weight
+
+
+def joined(layers: Sequence[nn.Linear]) -> nn.Linear:
+    """One linear layer whose outputs are those of `layers`, one after the other."""
+    weight = mx.concatenate([layer.weight for layer in layers])
+    bias = mx.concatenate([layer.bias for layer in layers]) if "bias" in layers[0] else None
+    return _linear(weight, bias)
+
+
+def _linear(weight: mx.array, bias: mx.array | None) -> nn.Linear:
+    layer = nn.Linear(1, 1, bias=bias is not None)
+    layer.weight = weight
+    if bias is not None:
+        layer.bias = bias
+    return layer
+
+
+def _gelu(x: mx.array) -> mx.array:
+    """With u = sqrt(2 / pi) * (x + 0.044715 x ** 3), 0.5 * (1 + tanh(u)) is 1 / (1 + exp(-2 u)), which takes half the work."""
+    double = 2 * math.sqrt(2 / math.pi)
+    return x / (1 + mx.exp(x * (-double - 0.044715 * double * (x * x))))
+
+
+def _pieces(queries: int) -> list[slice]:
+    """Pieces of about one size, QUERIES at most."""
+    size = -(-queries // -(-queries // QUERIES))
+    return [slice(start, start + size) for start in range(0, queries, size)]
+
+
+def _heads(x: mx.array, size: int) -> mx.array:
+    """[B, S, heads * H] -> [B, heads, S, H]."""
+    return mx.unflatten(x, -1, (-1, size)).transpose(0, 2, 1, 3)
+
+
+def _side_by_side(x: mx.array) -> mx.array:
+    """[B, N, S, H] -> [B, S, N * H]."""
+    return x.transpose(0, 2, 1, 3).flatten(2)
+
+
+def _finish_gemma(layer: GemmaLayer, x: mx.array, mixed: mx.array) -> mx.array:
+    x = x + mixed
+    return x + layer.mlp(layer.post_attention_layernorm(x))
+
+
+def _finish_gemma2(layer: Gemma2Layer, x: mx.array, mixed: mx.array) -> mx.array:
+    x = x + layer.post_attention_layernorm(mixed)
+    return x + layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(x)))

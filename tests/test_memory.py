@@ -1,0 +1,331 @@
+"""What a model needs is reckoned before it is loaded, what the machine has is found, and Metal's limits are set and put back."""
+
+from contextlib import nullcontext
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import torch
+from checkpoints import config_json, tensors, write
+from mlx.utils import tree_flatten
+from program import PICTURE, one_line, program
+
+import mlx_paligemma
+import torch_ref
+import torch_ref.device
+from mlx_paligemma import fused_layers, memory, roofline
+from mlx_paligemma.common import memory as reckoning
+from mlx_paligemma.common.checkpoint import read_checkpoint
+from mlx_paligemma.common.config import PaliGemmaConfig
+from mlx_paligemma.common.errors import TooLargeError
+from mlx_paligemma.common.memory import (
+    Row,
+    check_batch,
+    check_model,
+    fitting_rows,
+    memory_bytes,
+    needed_bytes,
+    row_bytes,
+    weight_bytes,
+)
+from mlx_paligemma.fusion import fuse
+from mlx_paligemma.model.kv_cache import KVCache
+from mlx_paligemma.model.paligemma import PaliGemma
+from mlx_paligemma.published import Size, published_config
+from torch_ref import memory as torch_memory
+
+GB = 10**9
+WORKING_SET = 12 * GB
+
+
+@pytest.fixture
+def metal(monkeypatch):
+    """A Mac as MLX sees it; what is asked of it is recorded, and the limits behave as MLX's do."""
+    limits = {"wired": 0, "cache": 18 * GB}
+    calls = []
+
+    def setter(name):
+        def set_limit(value):
+            calls.append((name, value))
+            before, limits[name] = limits[name], value
+            return before
+
+        return set_limit
+
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "device_info", lambda: {memory.WORKING_SET: WORKING_SET, "memory_size": 16 * GB})
+    monkeypatch.setattr(mx, "get_active_memory", lambda: 5 * GB)
+    monkeypatch.setattr(mx, "synchronize", lambda: calls.append(("synchronize", None)))
+    monkeypatch.setattr(mx, "set_wired_limit", setter("wired"))
+    monkeypatch.setattr(mx, "set_cache_limit", setter("cache"))
+    return limits, calls
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+
+
+@pytest.fixture
+def only(monkeypatch):
+    """only(count): the CPU has this many bytes free, whatever MLX holds."""
+    monkeypatch.setattr(mx, "get_cache_memory", lambda: 0)
+    return lambda count: monkeypatch.setattr(reckoning, "memory_bytes", lambda: (16 * GB, count))
+
+
+def test_on_metal_the_weights_are_wired_the_cache_gets_the_rest_and_both_are_put_back(metal):
+    limits, calls = metal
+    with memory.resident_weights():
+        assert limits == {"wired": WORKING_SET, "cache": 7 * GB}
+    assert limits == {"wired": 0, "cache": 18 * GB}
+    assert [name for name, _ in calls] == ["wired", "cache", "synchronize", "cache", "wired"]  # the GPU is done before
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, GeneratorExit])
+def test_the_limits_are_put_back_after_an_error(metal, error):
+    limits, calls = metal
+    with pytest.raises(error), memory.resident_weights():
+        raise error
+    assert limits == {"wired": 0, "cache": 18 * GB}
+    assert ("synchronize", None) in calls
+
+
+def test_answers_that_are_made_in_turns_leave_no_limit_behind(metal):
+    limits, _ = metal
+    one, other = memory.resident_weights(), memory.resident_weights()
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    other.__exit__(None, None, None)
+    assert limits == {"wired": 0, "cache": 18 * GB}
+
+
+def test_a_block_inside_of_another_ends_nothing(metal):
+    limits, _ = metal
+    with memory.resident_weights():
+        with memory.resident_weights():
+            pass
+        assert limits == {"wired": WORKING_SET, "cache": 7 * GB}
+
+
+def test_elsewhere_no_limit_is_touched(metal, monkeypatch):
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
+    with memory.resident_weights():
+        pass
+    assert metal[1] == []
+
+
+@pytest.mark.parametrize("error", [False, True])
+def test_few_freed_buffers_are_kept_while_weights_are_read_or_rewritten(metal, error):
+    limits, _ = metal
+    config = published_config("pg2-3b", 448)
+    with pytest.raises(ValueError, match="stop") if error else nullcontext(), memory.small_cache(config):
+        assert limits["cache"] == weight_bytes(config) // 40
+        if error:
+            raise ValueError("stop")
+    assert limits["cache"] == 18 * GB
+
+
+def test_a_cache_that_is_smaller_already_stays_so(metal):
+    limits, _ = metal
+    limits["cache"] = 1000
+    with memory.small_cache(published_config("pg2-3b", 448)):
+        assert limits["cache"] == 1000
+    assert limits["cache"] == 1000
+
+
+def test_metals_working_set_is_the_budget_and_what_mlx_holds_is_not_free(metal, gpu):
+    assert memory.memory_budget() == WORKING_SET
+    assert memory.free_bytes() == WORKING_SET - 5 * GB
+
+
+def test_on_cuda_what_the_driver_calls_free_is_free_and_so_is_mlxs_cache(monkeypatch, gpu):
+    monkeypatch.setattr(mx, "device_info", lambda: {"free_memory": 50 * GB, "total_memory": 80 * GB})
+    monkeypatch.setattr(mx, "get_active_memory", lambda: 20 * GB)
+    monkeypatch.setattr(mx, "get_cache_memory", lambda: 3 * GB)
+    assert memory.memory_budget() == 50 * GB
+    assert memory.free_bytes() == 53 * GB
+
+
+def test_on_the_cpu_what_the_system_calls_available_is_free(only):
+    only(9 * GB)
+    assert memory.free_bytes() == torch_memory.free_bytes(torch.device("cpu")) == 9 * GB
+
+
+def test_torch_finds_the_memory_of_its_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30 * GB, 80 * GB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5 * GB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 4 * GB)
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 12 * GB)
+    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 5 * GB)
+    assert torch_memory.free_bytes(torch.device("cuda")) == 31 * GB
+    assert torch_memory.free_bytes(torch.device("mps")) == 7 * GB
+
+
+def test_a_containers_limit_is_the_memory_that_there_is_and_cached_files_count_as_free(monkeypatch, tmp_path):
+    monkeypatch.setattr(reckoning, "CGROUP", tmp_path)
+    whole, free = memory_bytes()
+    assert 0 < free <= whole
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("700000\n")
+    assert memory_bytes() == (1_000_000, 300_000)
+    (tmp_path / "memory.stat").write_text("anon 1\nactive_file 100000\ninactive_file 200000\nfile_mapped 5\n")
+    assert memory_bytes() == (1_000_000, 600_000)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory_bytes()[0] == whole
+
+
+@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize("model_type", ["gemma", "gemma2"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_weights_need_what_a_loaded_model_holds(model_type, dtype, head):
+    config = PaliGemmaConfig.from_dict(config_json(model_type, tie_word_embeddings=not head))
+    model = PaliGemma(config)
+    model.set_dtype(getattr(mx, dtype))
+    held = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    assert weight_bytes(config, reckoning.BITS[dtype]) == held
+
+
+@pytest.mark.parametrize("size", [size for size in Size if size != Size.tiny])
+@pytest.mark.parametrize("resolution", [224, 448, 896])
+@pytest.mark.parametrize("bits", [16, 8.5, 4.5])
+def test_it_is_the_peak_that_the_roofline_is_drawn_with(size, resolution, bits):
+    config = published_config(size, resolution)
+    for rows, queries in ((1, None), (8, None), (8, 1024)):
+        ours = needed_bytes(config, bits, Row(text_tokens=24, new_tokens=0, queries=queries), rows)
+        assert ours == pytest.approx(roofline.peak_bytes(config, 24, bits, rows, queries), abs=16 * rows)
+
+
+def test_float32_takes_twice_what_16_bits_take():
+    config = published_config("pg2-3b", 448)
+    assert needed_bytes(config, 32) == 2 * needed_bytes(config, 16)
+
+
+@pytest.mark.parametrize("model_type", ["gemma", "gemma2"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_batch_takes_no_more_than_was_reckoned_and_at_least_half_of_it(model_type, fused):
+    sizes = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 32}
+    vision = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 224}
+    config = PaliGemmaConfig.from_dict(config_json(model_type, text=sizes, vision=vision, projection_dim=128))
+    model = PaliGemma(config)
+    mx.eval(model.parameters())
+    model = fuse(model) if fused else model
+    rows, row = 8, Row(text_tokens=16, new_tokens=16)
+    tokens = config.vision.num_patches + row.text_tokens
+    ids = mx.array(np.array([[config.image_token_index] * config.vision.num_patches + [2] * row.text_tokens] * rows))
+    pictures = mx.zeros((rows, 1, 224, 224, 3))
+    mx.eval(ids, pictures)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    cache = KVCache(config.text, rows, tokens + row.new_tokens, mx.float32)
+    mx.eval(model.prefill(ids, model.encode_images(pictures), cache))
+    taken, reckoned = mx.get_peak_memory() - before, rows * row_bytes(config, row, 32)
+    assert reckoned / 2 < taken <= reckoned
+
+
+def test_the_reckoning_knows_how_many_queries_attend_at_a_time():
+    config = published_config("pg2-3b", 896)
+    saved = row_bytes(config, Row()) - row_bytes(config, Row(queries=fused_layers.QUERIES))
+    tokens = 4096 + Row().text_tokens
+    assert saved == 2 * 3 * 8 * tokens * (tokens - fused_layers.QUERIES)
+
+
+REFUSALS = [  # size, pixels, dtype, gigabytes that are free, what the message says
+    ("pg2-3b", 448, "float32", 8.0, ("needs 12.7 GB", "in float32", "448 pixels", "8.0 GB are free", "--dtype bfloat16", "6.4 GB")),
+    ("pg2-3b", 896, "bfloat16", 7.0, ("needs 7.8 GB", "7.0 GB are free", "its variant for 448 pixels needs 6.4 GB")),
+    ("pg2-3b", 896, "bfloat16", 6.2, ("its variant for 224 pixels needs 6.1 GB",)),
+    ("pg2-3b", 896, "float32", 7.0, ("its variant for 448 pixels in dtype bfloat16 (--dtype bfloat16) needs 6.4 GB",)),
+    ("pg2-10b", 448, "bfloat16", 12.0, ("needs 20.0 GB", "choose a smaller model", "mlx-paligemma doctor")),
+]
+
+
+@pytest.mark.parametrize(("size", "pixels", "dtype", "free", "words"), REFUSALS)
+def test_a_model_that_is_too_large_says_what_it_needs_what_is_there_and_what_fits(size, pixels, dtype, free, words):
+    config = published_config(size, pixels)
+    with pytest.raises(TooLargeError) as caught:
+        check_model(config, dtype, Row(), int(free * GB))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_no_quantised_model_is_advised_while_none_can_be_made():
+    with pytest.raises(TooLargeError) as caught:
+        check_model(published_config("pg2-28b", 448), "bfloat16", Row(), 20 * GB)
+    assert "bit" not in str(caught.value)
+
+
+def test_a_model_that_fits_to_the_byte_is_accepted():
+    config = published_config("pg2-3b", 448)
+    need = needed_bytes(config, 16)
+    check_model(config, "bfloat16", Row(), need)
+    with pytest.raises(TooLargeError):
+        check_model(config, "bfloat16", Row(), need - 1)
+
+
+def test_a_batch_that_is_too_large_says_how_many_rows_fit():
+    config = published_config("pg2-3b", 448)
+    one = row_bytes(config, Row())
+    assert fitting_rows(config, 16, Row(), 5 * one) == 5
+    assert fitting_rows(config, 16, Row(), 5 * one - 1) == 4
+    assert fitting_rows(config, 16, Row(), -1) == 0
+    check_batch(config, 16, Row(), 5, 5 * one)
+    with pytest.raises(TooLargeError, match=r"64 prompts need 18\.\d GB .* 1\.5 GB are free; give at most 5 at a time"):
+        check_batch(config, 16, Row(), 64, 5 * one)
+    with pytest.raises(TooLargeError, match=r"a prompt about 4 pictures need.*fewer pictures"):
+        check_batch(config, 16, Row(pictures=4), 1, one)
+
+
+@pytest.mark.parametrize("package", [mlx_paligemma, torch_ref], ids=["mlx", "torch"])
+def test_a_batch_that_has_been_made_is_reckoned_by_its_own_sizes(only, package):
+    model, processor = package.load()
+    inputs = processor([[PICTURE, PICTURE]] * 3, ["caption en"] * 3)
+    queries = fused_layers.QUERIES if package is mlx_paligemma else None
+    text = inputs.input_ids.shape[1] - 2 * processor.config.vision.num_patches
+    need = 3 * row_bytes(processor.config, Row(2, text, 50, queries), 32)
+    check = (memory if package is mlx_paligemma else torch_memory).check_batch
+    only(need)
+    check(model, inputs, 50)
+    only(need - 1)
+    with pytest.raises(TooLargeError, match=r"3 prompts need .* give at most 2"):
+        check(model, inputs, 50)
+
+
+@pytest.mark.parametrize("package", [mlx_paligemma, torch_ref], ids=["mlx", "torch"])
+def test_a_model_that_is_too_large_is_refused_before_any_tensor_is_read(tmp_path, monkeypatch, only, package):
+    write(tmp_path, tensors())
+    need = needed_bytes(read_checkpoint(tmp_path).config, 32)
+    only(need - 1)
+    monkeypatch.setattr(f"{package.__name__}.weights._read_tensors", lambda *_: pytest.fail("a tensor was read"))
+    with pytest.raises(TooLargeError, match="the model needs"):
+        package.load(tmp_path)
+
+
+@pytest.mark.parametrize("backend", ["mlx", "torch"])
+def test_the_command_says_it_in_one_line_and_ends_with_1(monkeypatch, capfd, only, backend):
+    only(1_000_000)
+    code, out, err = program(monkeypatch, capfd)("generate", PICTURE, "-p", "caption en", "--backend", backend)
+    assert (code, out) == (1, "")
+    one_line(err, "error: the model needs", "GB are free")
+
+
+@pytest.mark.parametrize("backend", ["mlx", "torch"])
+def test_a_batch_that_does_not_fit_is_answered_in_smaller_ones_with_the_same_answers(monkeypatch, capfd, backend):
+    run = program(monkeypatch, capfd)
+    arguments = ("generate", *[PICTURE] * 3, "-p", "caption en", "-m", 4, "--backend", backend)
+    alone = run(*arguments)
+    asked, ended = [], []
+    monkeypatch.setattr(*((mx, "clear_cache") if backend == "mlx" else (torch_ref.device, "free_memory")), lambda: ended.append(1))
+    monkeypatch.setattr(reckoning, "fitting_rows", lambda config, bits, row, free: asked.append((bits, row)) or 2)
+    code, out, err = run(*arguments, "--batch-size", 3)
+    assert (code, out) == (0, alone[1])
+    assert err.startswith("note: 2 pictures are answered together instead of 3") and err.count("\n") == len(set(err.splitlines()))
+    assert len(ended) == 2  # batches
+    bits, row = asked[0]
+    assert (bits, row.pictures, row.new_tokens) == (32, 1, 4)
+    assert 0 < row.text_tokens < 10
+
+
+def test_a_batch_that_fits_is_left_as_it_was_asked_for(monkeypatch, capfd):
+    err = program(monkeypatch, capfd)("generate", *[PICTURE] * 3, "-p", "caption en", "--batch-size", 64)[2]
+    assert "answered together" not in err
