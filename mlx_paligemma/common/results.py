@@ -92,7 +92,7 @@ class Stats:
     time_to_first_token_s: float | None  # from the call to the first token; None where none came
     generation_tps: float | None  # tokens per second after the first, of all rows together; None below two tokens
     peak_memory_bytes: int  # most that the backend held during the call, weights included
-    grammar_changes: int = 0  # tokens, eos included, that would have been others without the grammar
+    grammar_changes: int = 0  # tokens, eos included, changed by the grammar; with look_ahead not those in boxes and masks
 
 
 @dataclass(frozen=True, eq=False)

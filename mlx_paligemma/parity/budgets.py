@@ -47,7 +47,7 @@ _ROTATED = ("rope", "attention", "layer", "stack", "model", FROM_PIXELS)
 EXACT = 1e-6  # for what is no arithmetic: token ids, masks, positions; and for pixels, which are rounded once
 _STAGES = {
     "rope": ("rope",),
-    "embedding": ("embed", "embed_tokens", "embeddings"),
+    "embedding": ("embed", "embed_tokens"),  # the vision tower's "embeddings" is a convolution: linear
     "attention": ("self_attn",),
     "mlp": ("mlp",),
     "stack": ("encoder", "vision_tower", "language_model", "encode_images"),
