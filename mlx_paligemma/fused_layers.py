@@ -46,7 +46,12 @@ def capped_and_masked(scores: mx.array, mask: mx.array, scale: float, cap: float
 
 
 class FoldedNorm(nn.Module):
-    """RMS norm with 1 + w as one array of the model's dtype."""
+    """RMS norm with 1 + w as one array of the model's dtype.
+
+    In bfloat16 that rounds 1 + w, and MLX's kernel rounds before it multiplies: logits are 9 % further from float32 than with
+    `RMSNorm` at the published widths (root mean square, random weights), and 1 to 5 % on the demo. Exact norms would take two
+    casts and two kernels more each, in float32.
+    """
 
     def __init__(self, norm: RMSNorm):
         super().__init__()
