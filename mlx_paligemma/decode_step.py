@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from .device import on_gpu
 from .model.kv_cache import KVCache
 
 if TYPE_CHECKING:
@@ -34,8 +35,7 @@ class DecodeStep:
         """`compiled` None: where MLX computes on a GPU. For the CPU a compiler would have to be started for each new kernel."""
         self.model = model
         self.traces = 0  # graphs that were compiled: one per shape of tokens and cache
-        on_gpu = mx.default_device().type == mx.DeviceType.gpu
-        self._compiles = on_gpu if compiled is None else compiled
+        self._compiles = on_gpu() if compiled is None else compiled
         self._compiled: dict[Rows | None, Callable[..., tuple[mx.array, Arrays, Arrays]]] = {}
 
     def __call__(

@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .decode_step import DecodeStep, Decoding, Rows
+from .device import on_gpu
 from .fused_layers import (
     FoldedNorm,
     FusedAttention,
@@ -42,8 +43,7 @@ class FusedPaliGemma(PaliGemma):
         if "lm_head" in model:
             self.lm_head = model.lm_head
         self.step = DecodeStep(self)
-        on_cpu = mx.default_device().type == mx.DeviceType.cpu
-        self.blocks = CPU_BLOCKS if on_cpu and model.config.text.vocab_size % CPU_BLOCKS == 0 else 1
+        self.blocks = CPU_BLOCKS if not on_gpu() and model.config.text.vocab_size % CPU_BLOCKS == 0 else 1
 
     def logits(self, hidden: mx.array, rows: Rows | None = None) -> mx.array:
         """[B, S, D] -> [B, S, V], or only the wanted rows of the output layer."""

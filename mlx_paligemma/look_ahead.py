@@ -42,7 +42,7 @@ class Guesses:
         if not names:
             return None
         labels = tuple(tuple(tokenizer.encode(f"<loc0000> {name} ; <loc0000>")[1:-1]) for name in names)
-        masks = prompt.lower().startswith("segment")
+        masks = prompt.split(maxsplit=1)[0].lower() == "segment"
         return cls(tokenizer.first_loc, tokenizer.first_seg, masks, tuple(label[:LONGEST] for label in labels))
 
     def is_loc(self, token: int) -> bool:

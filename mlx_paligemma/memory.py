@@ -13,6 +13,7 @@ from .common.checkpoint import Checkpoint
 from .common.config import PaliGemmaConfig
 from .common.memory import Row
 from .common.processor import ModelInputs
+from .device import on_gpu
 from .fused_layers import QUERIES
 from .model.paligemma import PaliGemma
 
@@ -24,7 +25,7 @@ def memory_budget() -> int:
     info = mx.device_info()
     names = (WORKING_SET, "free_memory", "total_memory", "memory_size")
     found = next((int(info[name]) for name in names if name in info), 0)
-    return found if found and mx.default_device().type == mx.gpu else memory.memory_bytes()[1]
+    return found if found and on_gpu() else memory.memory_bytes()[1]
 
 
 def free_bytes() -> int:

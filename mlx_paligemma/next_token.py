@@ -16,6 +16,7 @@ from .common.grammar import BOXED, HASH_FACTOR, LABEL, LOC1, MASKED, GrammarPlan
 from .common.locations import NEAR
 from .common.sampling import SamplingOptions
 from .common.tokenizer import NUM_LOC
+from .device import on_gpu
 
 
 class GrammarWalk:
@@ -117,8 +118,7 @@ class TokenChooser:
     def __init__(self, request: Request, compiled: bool | None = None):
         """`compiled` None: where MLX computes on a GPU. For the CPU a compiler would have to be started for each new kernel."""
         self.options, self.first_loc = request.options, request.first_loc
-        on_gpu = mx.default_device().type == mx.DeviceType.gpu
-        keep = mx.compile if (on_gpu if compiled is None else compiled) else lambda function: function
+        keep = mx.compile if (on_gpu() if compiled is None else compiled) else lambda function: function
         self._pick, self._told = keep(partial(_choose, request.options)), keep(self._told_of)
         self.walk = None if request.plan is None else GrammarWalk(request.plan)
         self.key = mx.random.key(request.options.first_seed())

@@ -1,4 +1,4 @@
-"""What a machine cannot beat: FLOPs of the prefill, bytes of a decoded token, peak memory, and the times they allow.
+"""What a machine cannot beat: FLOPs of the prefill, bytes of a decoded token, and the times they allow.
 
 Computed from a config alone; needs neither MLX nor torch. Counted is what the arithmetic demands: every product of matrices
 once, every weight and every cached key and value once per step. Element-wise work and normalisation are left out of the
@@ -78,30 +78,6 @@ def decode_bytes(config: PaliGemmaConfig, context: int, bits: float = 16, batch:
 def kv_bytes_per_token(text: GemmaConfig) -> int:
     """Bytes of one token's keys and values in all layers."""
     return 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * FLOAT_BYTES
-
-
-def weight_bytes(config: PaliGemmaConfig, bits: float = 16) -> float:
-    """Bytes of a loaded model: text model and embedding in `bits`, the picture encoder and the projector always in 16."""
-    vision, text, width = config.vision, config.text, config.vision.hidden_size
-    layer = 9 * width + vision.intermediate_size  # two norms, four biases of the attention, two of the MLP
-    biases = vision.num_hidden_layers * layer + 3 * width  # and the patches' bias and the last norm
-    tower = vision_weights(vision) + biases + vision.num_patches * width
-    projector = (width + 1) * config.projection_dim
-    heads = 1 if config.tie_word_embeddings else 2
-    language = (body_weights(text) + heads * embedding_weights(text)) * bits / 8
-    return language + (tower + projector + norm_weights(text)) * FLOAT_BYTES
-
-
-def peak_bytes(config: PaliGemmaConfig, text_tokens: int, bits: float = 16, batch: int = 1, query_rows: int | None = None) -> float:
-    """The most memory that a prefill should take: weights, cache, one layer's activations and its attention scores.
-
-    One layer holds at most four arrays of the MLP's width and eight of the hidden size, and its scores three times (raw,
-    capped, as weights) unless a fused kernel or chunks of `query_rows` queries bound them.
-    """
-    text, tokens = config.text, config.vision.num_patches + text_tokens
-    activations = tokens * (4 * text.intermediate_size + 8 * text.hidden_size) * FLOAT_BYTES
-    scores = 3 * text.num_attention_heads * min(tokens, query_rows or tokens) * tokens * FLOAT_BYTES
-    return weight_bytes(config, bits) + batch * (tokens * kv_bytes_per_token(text) + activations + scores)
 
 
 def ttft_bound(work: PrefillWork, flops_per_second: float) -> float:

@@ -293,7 +293,7 @@ def test_a_model_fits_is_tight_or_does_not_fit():
 
 def test_a_rate_counts_the_work_of_the_size_that_took_long_enough(monkeypatch):
     times = {256: 0.001, 512: 0.02, 1024: 0.05}
-    monkeypatch.setattr(speed, "_fastest", lambda multiply: multiply())
+    monkeypatch.setattr(speed, "fastest", lambda multiply: multiply())
     products = speed.Products("float16", 2, *[lambda n: lambda: times[n]] * 2, "hurry")
     check = speed._rates(lambda: products)
     assert check.advice == ""
@@ -303,11 +303,11 @@ def test_a_rate_counts_the_work_of_the_size_that_took_long_enough(monkeypatch):
 def test_a_time_is_the_best_of_some_after_a_first_that_does_not_count(monkeypatch):
     clock = iter([0.0, 0.1, 1.0, 1.7, 2.0, 2.5, 3.0, 3.6])
     monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    assert speed._fastest(lambda: None) == 0.5
+    assert speed.fastest(lambda: None) == 0.5
 
 
 def test_slow_products_come_with_advice(monkeypatch):
-    monkeypatch.setattr(speed, "_fastest", lambda multiply: 0.1)
+    monkeypatch.setattr(speed, "fastest", lambda multiply: 0.1)
     products = speed.Products("float32", 4, *[lambda n: lambda: None] * 2, "hurry")
     assert speed._rates(lambda: products).advice == "hurry"
 

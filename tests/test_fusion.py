@@ -3,6 +3,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from parity.batches import BATCHES, random_inputs, tokens
 from parity.compare import mlx_decoded, mlx_logits, relative_error
 from parity.tiny_models import Pair, config_json, write_pair
@@ -32,17 +33,6 @@ def pair(request, pairs) -> Pair:
     return pairs[request.param]
 
 
-def decoded(model, inputs, suffix, chunks):
-    """Logits [B, 1 + T, V] after the prompt and after each of the suffix tokens, as generation runs a model."""
-    arrays = as_mlx(inputs)
-    capacity = capacity_for(inputs.input_ids.shape[1] + suffix.shape[1])
-    cache = KVCache(model.config.text, len(suffix), capacity, mx.float32, arrays.get("padding"))
-    parts = [model.prefill(arrays["input_ids"], model.encode_images(arrays["pixel_values"]), cache)]
-    decode = decoder(model, cache)
-    parts += [decode(mx.array(part)) for part in np.split(suffix, np.cumsum(chunks)[:-1], axis=1)]
-    return np.array(mx.concatenate(parts, axis=1))
-
-
 @pytest.mark.parametrize("name", BATCHES)
 def test_logits_of_all_positions_are_those_of_the_model(name, pair):
     inputs = random_inputs(pair.config, *BATCHES[name])
@@ -57,16 +47,16 @@ def test_decoding_through_the_compiled_step_is_that_of_the_model(prefixes, chunk
     inputs = random_inputs(pair.config, prefixes)
     model = fuse(pair.fresh_model())
     model.step = DecodeStep(model, compiled=True)
-    found = decoded(model, inputs, SUFFIX, chunks)
+    found = mlx_decoded(model, inputs, SUFFIX, chunks)
     assert model.step.traces == len(set(chunks))
     assert relative_error(found, mlx_decoded(pair.model, inputs, SUFFIX, chunks)) < LIMIT
 
 
 def test_queries_cut_into_pieces_see_the_same(pair, monkeypatch):
     inputs = random_inputs(pair.config, (12, 9, 5))
-    whole = decoded(pair.fresh_model(), inputs, SUFFIX, [5])
+    whole = mlx_decoded(pair.fresh_model(), inputs, SUFFIX, [5])
     monkeypatch.setattr(fused_layers, "QUERIES", 4)
-    assert relative_error(decoded(fuse(pair.fresh_model()), inputs, SUFFIX, [5]), whole) < LIMIT
+    assert relative_error(mlx_decoded(fuse(pair.fresh_model()), inputs, SUFFIX, [5]), whole) < LIMIT
 
 
 def test_prefill_computes_the_last_position_alone_and_caches_all(pair):
@@ -124,14 +114,8 @@ def test_norms_folded_in_bfloat16_move_the_demos_logits_little_further_from_floa
 
 
 def test_the_parts_of_the_model_are_replaced(pair):
-    names = {name.rpartition(".")[0].rpartition(".")[2] for name, _ in flat(fuse(pair.fresh_model()))}
+    names = {name.rpartition(".")[0].rpartition(".")[2] for name, _ in tree_flatten(fuse(pair.fresh_model()).parameters())}
     assert {"qkv_proj", "kv_proj", "gate_up_proj"} <= names and not {"k_proj", "gate_proj"} & names
-
-
-def flat(model):
-    from mlx.utils import tree_flatten
-
-    return tree_flatten(model.parameters())
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(mx.float32, 5e-7), (mx.bfloat16, 2e-2), (mx.float16, 2e-3)])

@@ -11,20 +11,20 @@ from dataclasses import replace
 
 import pytest
 
+from mlx_paligemma.common.memory import Row, needed_bytes, weight_bytes
 from mlx_paligemma.published import published_config
 from mlx_paligemma.roofline import (
     decode_bytes,
     embedding_weights,
     kv_bytes_per_token,
-    peak_bytes,
     prefill_work,
     quantised_bits,
     tokens_per_second_bound,
     ttft_bound,
-    weight_bytes,
 )
 
 TEXT_TOKENS = 24  # of the tables
+PROMPT = Row(text_tokens=TEXT_TOKENS, new_tokens=0)
 RESOLUTIONS = (224, 448, 896)
 SIZES = ("pg1-3b", "pg2-3b", "pg2-10b", "pg2-28b")
 TERA, GIGA, MEGA = 1e12, 1e9, 1e6
@@ -157,18 +157,18 @@ PEAKS = [(bits, *case) for bits, table in ((4, PEAK_4), (8, PEAK_8), (16, PEAK_1
 
 @pytest.mark.parametrize(("bits", "size", "resolution", "printed"), PEAKS)
 def test_peak_memory_is_that_of_table_1_5(bits, size, resolution, printed):
-    found = peak_bytes(published_config(size, resolution), TEXT_TOKENS, quantised_bits(bits))
+    found = needed_bytes(published_config(size, resolution), quantised_bits(bits), PROMPT)
     assert digits(found / GIGA, printed) == printed
 
 
 def test_chunks_of_queries_bound_the_scores_as_the_notes_say():
     """28B at 896 pixels: 3.3 GB of scores."""
     config = published_config("pg2-28b", 896)
-    whole, chunked = (peak_bytes(config, TEXT_TOKENS, query_rows=rows) for rows in (None, 512))
+    whole, chunked = (needed_bytes(config, row=replace(PROMPT, queries=rows)) for rows in (None, 512))
     scores = 3 * 32 * 4120**2 * 2
     assert digits(scores / GIGA, "3.3") == "3.3"
     assert round(whole - chunked) == scores - scores * 512 // 4120
-    assert peak_bytes(config, TEXT_TOKENS, query_rows=100_000) == whole
+    assert needed_bytes(config, row=replace(PROMPT, queries=100_000)) == whole
 
 
 @pytest.mark.parametrize(

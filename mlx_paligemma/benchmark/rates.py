@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
 
+from ..doctor.speed import fastest
 from .setup import random_matrix
 
 VECTOR = (65536, 4096)  # outputs and inputs of the matrix-vector product: half a gigabyte in 16 bits, more than any cache holds
@@ -27,9 +27,9 @@ class Rates:
 
 def measure_rates(dtype: mx.Dtype) -> Rates:
     """Both rates in `dtype`, each the best of a few after one that warms up. Takes seconds, and gives back its memory."""
-    bandwidth = VECTOR[0] * VECTOR[1] * dtype.size / _seconds(_product(1, *VECTOR, dtype))
+    bandwidth = VECTOR[0] * VECTOR[1] * dtype.size / fastest(_product(1, *VECTOR, dtype), REPEATS)
     for size in SIZES:
-        seconds = _seconds(_product(size, size, size, dtype))
+        seconds = fastest(_product(size, size, size, dtype), REPEATS)
         if seconds > FAST:
             break
     mx.clear_cache()
@@ -42,12 +42,3 @@ def _product(rows: int, outputs: int, inputs: int, dtype: mx.Dtype) -> Callable[
     left, weights = mx.random.normal((rows, inputs), key=key).astype(dtype), random_matrix((outputs, inputs), dtype, key)
     mx.eval(left, weights)
     return lambda: mx.eval(left @ weights.T)
-
-
-def _seconds(multiply: Callable[[], None]) -> float:
-    times = []
-    for _ in range(REPEATS + 1):
-        started = time.perf_counter()
-        multiply()
-        times.append(time.perf_counter() - started)
-    return min(times[1:])

@@ -35,7 +35,9 @@ def device_kind() -> str:
     """What MLX computes on by default: "Metal", "CUDA" or "CPU"."""
     import mlx.core as mx
 
-    if mx.default_device().type != mx.gpu:
+    from ..device import on_gpu
+
+    if not on_gpu():
         return "CPU"
     return "Metal" if mx.metal.is_available() else "CUDA"
 

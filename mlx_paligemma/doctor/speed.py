@@ -51,16 +51,16 @@ def _rates(open_products: Callable[[], Products]) -> Check:
 def _largest(make: Make) -> tuple[int, float]:
     """The first size that takes long enough, and its seconds."""
     for n in SIZES:
-        seconds = _fastest(make(n))
+        seconds = fastest(make(n))
         if seconds >= LONG_ENOUGH:
             break
     return n, seconds
 
 
-def _fastest(multiply: Callable[[], object]) -> float:
-    """Seconds: the best of a few, after one that warms up."""
+def fastest(multiply: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Seconds: the best of `repeats`, after one that warms up."""
     times = []
-    for _ in range(REPEATS + 1):
+    for _ in range(repeats + 1):
         started = time.perf_counter()
         multiply()
         times.append(time.perf_counter() - started)
@@ -70,7 +70,9 @@ def _fastest(multiply: Callable[[], object]) -> float:
 def _mlx() -> Products:
     import mlx.core as mx
 
-    is_gpu = mx.default_device().type == mx.gpu
+    from ..device import on_gpu
+
+    is_gpu = on_gpu()
     dtype = mx.bfloat16 if is_gpu else mx.float32
 
     def product(rows: int | None, n: int) -> Callable[[], object]:

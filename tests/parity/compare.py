@@ -14,6 +14,7 @@ from checkpoints import IMAGE_TOKEN
 from torch import nn
 
 from mlx_paligemma.common.processor import ModelInputs
+from mlx_paligemma.fusion import decoder
 from mlx_paligemma.generation import as_mlx
 from mlx_paligemma.model import kv_cache as mlx_kv_cache
 from mlx_paligemma.parity import budgets
@@ -128,7 +129,8 @@ def mlx_decoded(model: mlx.nn.Module, inputs: ModelInputs, suffix: np.ndarray, c
     capacity = inputs.input_ids.shape[1] + suffix.shape[1]
     cache = mlx_kv_cache.KVCache(model.config.text, len(suffix), capacity, mx.float32, arrays.get("padding"))
     parts = [model.prefill(arrays["input_ids"], model.encode_images(arrays["pixel_values"]), cache)]
-    parts += [model.decode(mx.array(part), cache) for part in _split(suffix, chunks)]
+    decode = decoder(model, cache)
+    parts += [decode(mx.array(part)) for part in _split(suffix, chunks)]
     return np.array(mx.concatenate(parts, axis=1))
 
 
