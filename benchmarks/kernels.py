@@ -164,8 +164,14 @@ def _bytes(graph: Graph, layouts: dict[str, np.ndarray], node: Node, shared: boo
     return result + sum(_size(graph, name, layouts[name]) for name in set(node.inputs) - graph.constants)
 
 
-def _group_bytes(graph: Graph, layouts: dict[str, np.ndarray], group: tuple[Node, ...]) -> int:
+def read_and_written(graph: Graph, group: tuple[Node, ...]) -> tuple[set[str], set[str]]:
+    """The arrays that a kernel has from memory, constant numbers left out, and those that it leaves there."""
     made = {name for node in group for name in node.outputs}
-    read = {name for node in group for name in node.inputs} - made - graph.constants
-    written = {group[-1].outputs[0]} | (made & graph.outputs)
+    numbers = {name for name in graph.constants if math.prod(graph.shapes[name]) == 1}
+    read = {name for node in group for name in node.inputs} - made - numbers
+    return read, {*group[-1].outputs} | (made & graph.outputs)
+
+
+def _group_bytes(graph: Graph, layouts: dict[str, np.ndarray], group: tuple[Node, ...]) -> int:
+    read, written = read_and_written(graph, group)
     return sum(_size(graph, name, layouts[name]) for name in read) + sum(graph.bytes_of(name) for name in written)

@@ -10,7 +10,7 @@ once, an update of a cache touches its new columns alone, a gather the rows that
 Not seen from here: kernels that a backend launches in parts (attention in two passes, a product split along its inner size,
 the place of a dynamic update), copies inside kernels (operands of a product that are neither rows nor columns), the choice of
 the next token, which follows the step, which attention kernel Metal takes and whether it writes its scores to memory, float32
-within norms, softmax and rotation, caches of the chip, launch times, how full the GPU is; and whether a cache that is written
+within kernels, caches of the chip, launch times, how full the GPU is; and whether a cache that is written
 to is held by anyone else, which would copy it: `tests/test_counters.py` measures that on a small model.
 """
 
@@ -27,8 +27,8 @@ from unittest.mock import patch
 
 import mlx.core as mx
 import typer
-from kernels import PRODUCTS, kernels
-from lazy_graph import Graph, trace
+from kernels import PRODUCTS, groups, kernels, read_and_written
+from lazy_graph import VIEWS, Graph, trace
 from mlx.utils import tree_map
 
 from mlx_paligemma.common.config import PaliGemmaConfig
@@ -51,9 +51,9 @@ class Counters:
     kernels: int
     bytes: int
     flops: int
-    casts: int  # AsType operations
+    casts: int  # kernels that do nothing but convert
     repeats: int  # copies that write out what was broadcast
-    float32: int  # arrays of 32-bit floats
+    float32: int  # arrays of 32-bit floats that are read from memory or written to it
     output_rows: int  # rows that the output layer computes
     names: dict[str, int]  # kernels by name
 
@@ -111,15 +111,16 @@ def measure(size: str, resolution: int, batch: int = 1) -> Row:
 def count(graph: Graph, config: PaliGemmaConfig) -> Counters:
     """What a graph costs."""
     found = list(kernels(graph))
-    floats = {name for node in graph.nodes for name in (*node.inputs, *node.outputs) if graph.dtypes[name] == mx.float32}
+    launches = [group for group in groups(graph) if len(group) > 1 or group[0].name not in VIEWS]
+    arrays = set[str]().union(*(part for group in launches for part in read_and_written(graph, group)))
     results = [graph.shapes[node.outputs[0]] for node in graph.nodes if node.name in PRODUCTS]
     return Counters(
         kernels=len(found),
         bytes=sum(kernel.bytes for kernel in found),
         flops=sum(kernel.flops for kernel in found),
-        casts=sum(node.name == "AsType" for node in graph.nodes),
+        casts=sum([node.name for node in group] == ["AsType"] for group in launches),
         repeats=sum(kernel.name == "Repeat" for kernel in found),
-        float32=len(floats),
+        float32=sum(graph.dtypes[name] == mx.float32 for name in arrays),
         output_rows=sum(math.prod(shape[:-1]) for shape in results if shape[-1] == config.text.vocab_size),
         names=dict(Counter(kernel.name for kernel in found).most_common()),
     )

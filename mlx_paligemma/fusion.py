@@ -1,7 +1,8 @@
 """A loaded model rewritten for speed: the same numbers from fewer and larger kernels.
 
-1 + w of the norms is folded; queries, keys and values, and gate and up, are one product each; patches are a product; the last
-layer computes its last position alone in prefill; decoding is one compiled step. The rewritten model is for inference only.
+The norms' 1 + w are taken into the products that follow; queries, keys and values, and gate and up, are one product each; sums
+are part of the kernels before them; patches are a product; the last layer computes its last position alone in prefill; decoding
+is one compiled step. The rewritten model is for inference only.
 """
 
 from __future__ import annotations
@@ -15,17 +16,8 @@ import mlx.nn as nn
 
 from .decode_step import DecodeStep, Decoding, Rows
 from .device import on_gpu
-from .fused_layers import (
-    FoldedNorm,
-    FusedAttention,
-    FusedMLP,
-    FusedPatches,
-    FusedSiglipAttention,
-    FusedSiglipMLP,
-    LastAttention,
-    LastLayer,
-)
-from .model.gemma import RMSNorm, soft_cap
+from .fused_layers import FoldedNorm, FusedLayer, FusedPatches, FusedSiglipAttention, FusedSiglipMLP
+from .model.gemma import soft_cap
 from .model.kv_cache import KVCache
 from .model.paligemma import PaliGemma
 
@@ -90,21 +82,12 @@ def _fuse_vision(tower: Any) -> None:
 
 
 def _fuse_text(text: Any, force_fused: bool) -> None:
-    for layer in text.layers:
-        attention = LastAttention if layer is text.layers[-1] else FusedAttention
-        layer.self_attn = attention(layer.self_attn, force_fused)
-        layer.mlp = FusedMLP(layer.mlp)
-        _fold_norms(layer)
-        _settle(layer)
-    text.layers[-1] = LastLayer(text.layers[-1])
+    last = len(text.layers) - 1
+    for index, layer in enumerate(text.layers):
+        text.layers[index] = FusedLayer(layer, index == last, force_fused)
+        _settle(text.layers[index])
     text.norm = FoldedNorm(text.norm)
     _settle(text.norm)
-
-
-def _fold_norms(layer: Any) -> None:
-    for name, module in layer.children().items():
-        if isinstance(module, RMSNorm):
-            setattr(layer, name, FoldedNorm(module))
 
 
 def _settle(module: nn.Module) -> None:

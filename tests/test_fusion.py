@@ -81,17 +81,16 @@ def test_bfloat16_stays_bfloat16(pair):
     assert {array.dtype for array in (rows, logits, following)} == {mx.bfloat16}
 
 
-@pytest.fixture(scope="module")
-def questions():
+def scenes_and_prompts(seed: int):
     """Pictures and prompts of 40 drawn scenes."""
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(seed)
     scenes = [draw_scene(rng) for _ in range(40)]
     asked = [ask(scene, rng, lambda shape: [0] * 16) for scene in scenes]
     return [scene.image for scene in scenes], [question.prefix for question in asked]
 
 
-def test_the_demo_gives_the_same_tokens(questions):
-    answers = []
+def test_the_demo_gives_the_same_tokens():
+    answers, questions = [], scenes_and_prompts(5)
     for fused in (True, False):
         model, processor = load(fused=fused)
         results = batch_generate(model, processor, *questions, max_tokens=40)
@@ -99,10 +98,13 @@ def test_the_demo_gives_the_same_tokens(questions):
     assert answers[0] == answers[1]
 
 
-def test_norms_folded_in_bfloat16_move_the_demos_logits_little_further_from_float32(questions):
-    """By 1 to 5 %, from scene to scene; a fault of the folding shows as several times."""
+def test_in_bfloat16_the_demos_logits_are_about_as_far_from_float32_as_the_models():
+    """Weights that have taken in 1 + w are rounded, which costs about what arithmetic in float32 within kernels saves.
+
+    From one forty scenes to another the ratio of the errors is 0.90 to 1.02, and 0.98 on average.
+    """
     exact, processor = load(fused=False)
-    inputs = processor(*questions)
+    inputs = processor(*scenes_and_prompts(5))
     real = tokens(inputs)
     wanted = mlx_logits(exact, inputs)[real]
     errors = []
@@ -110,7 +112,7 @@ def test_norms_folded_in_bfloat16_move_the_demos_logits_little_further_from_floa
         model, _ = load(dtype="bfloat16", fused=fused)
         found = np.array(model(**as_mlx(inputs)).astype(mx.float32))[real]
         errors.append(float(np.sqrt(((found - wanted) ** 2).mean())))
-    assert errors[0] <= 1.05 * errors[1], errors
+    assert errors[0] <= 1.03 * errors[1], errors
 
 
 def test_the_parts_of_the_model_are_replaced(pair):
