@@ -11,11 +11,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .common.checkpoint import EMBEDDING, HEAD, PATCHES, Checkpoint, check_dtype, read_checkpoint
+from .common.checkpoint import Checkpoint, check_dtype, read_checkpoint
 from .common.hub import find_folder
 from .common.locations import MaskDecoder, MaskEncoder
 from .common.mask_codec import FILE_NAME, read_mask_codec
 from .common.processor import PaliGemmaProcessor
+from .common.tensors import EMBEDDING, HEAD, PATCHES
 from .common.tokenizer import PaliGemmaTokenizer
 from .fusion import fuse
 from .memory import check_model, small_cache

@@ -7,18 +7,10 @@ import torch
 from checkpoints import IMAGE_TOKEN, LAYOUTS, config_json, in_layout, tensors, write
 from safetensors.torch import load, save_file
 
-from mlx_paligemma.common.checkpoint import (
-    EMBEDDING,
-    HEAD,
-    INDEX_NAME,
-    PATCHES,
-    canonical_name,
-    check_dtype,
-    expected_shapes,
-    read_checkpoint,
-)
+from mlx_paligemma.common.checkpoint import INDEX_NAME, check_dtype, read_checkpoint
 from mlx_paligemma.common.config import PaliGemmaConfig
 from mlx_paligemma.common.errors import CheckpointError, OptionError
+from mlx_paligemma.common.tensors import EMBEDDING, HEAD, PATCHES, canonical_name, expected_shapes
 
 WEIGHTS = "model.safetensors"
 NORM = "language_model.norm.weight"

@@ -8,10 +8,10 @@ import pytest
 
 import mlx_paligemma
 import torch_ref
-from mlx_paligemma.common.checkpoint import expected_shapes
 from mlx_paligemma.common.config import PaliGemmaConfig
 from mlx_paligemma.common.hub import bundled_checkpoint
 from mlx_paligemma.common.mask_codec import MaskCodecConfig, read_mask_codec
+from mlx_paligemma.common.tensors import expected_shapes
 from mlx_paligemma.demo.accuracy import FLOORS, SEED, TASKS, iou, measure
 from mlx_paligemma.demo.questions import ask, caption
 from mlx_paligemma.demo.scenes import COLORS, KINDS, draw_scene

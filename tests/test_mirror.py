@@ -14,9 +14,9 @@ from mlx.utils import tree_flatten
 
 import mlx_paligemma.model
 import torch_ref
-from mlx_paligemma.common.checkpoint import expected_shapes
 from mlx_paligemma.common.config import PaliGemmaConfig
 from mlx_paligemma.common.mask_codec import MaskCodecConfig
+from mlx_paligemma.common.tensors import expected_shapes
 from mlx_paligemma.model import mask_decoder as mlx_mask_decoder
 from mlx_paligemma.model import paligemma as mlx_paligemma_file
 from torch_ref import mask_decoder as torch_mask_decoder

@@ -6,8 +6,8 @@ from math import prod
 
 import pytest
 
-from mlx_paligemma.common.checkpoint import expected_shapes
 from mlx_paligemma.common.errors import OptionError
+from mlx_paligemma.common.tensors import expected_shapes
 from mlx_paligemma.published import Size, published_config
 
 # Parameters with 257216 embedding rows at 224 pixels; a higher resolution has more position rows and nothing else.

@@ -18,10 +18,11 @@ from PIL import Image
 import mlx_paligemma
 import torch_ref
 from mlx_paligemma import weights as mlx_weights
-from mlx_paligemma.common.checkpoint import EMBEDDING, HEAD, PATCHES, read_checkpoint
+from mlx_paligemma.common.checkpoint import read_checkpoint
 from mlx_paligemma.common.errors import CheckpointError, OptionError
 from mlx_paligemma.common.hub import bundled_checkpoint
 from mlx_paligemma.common.mask_codec import FILE_NAME, MaskCodecConfig
+from mlx_paligemma.common.tensors import EMBEDDING, HEAD, PATCHES
 from mlx_paligemma.fusion import FusedPaliGemma
 from mlx_paligemma.model.paligemma import PaliGemma
 from torch_ref import weights as torch_weights

@@ -12,11 +12,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from mlx_paligemma.common.checkpoint import EMBEDDING, HEAD, PATCHES, Checkpoint, check_dtype, read_checkpoint
+from mlx_paligemma.common.checkpoint import Checkpoint, check_dtype, read_checkpoint
 from mlx_paligemma.common.hub import find_folder
 from mlx_paligemma.common.locations import MaskDecoder, MaskEncoder
 from mlx_paligemma.common.mask_codec import FILE_NAME, read_mask_codec
 from mlx_paligemma.common.processor import PaliGemmaProcessor
+from mlx_paligemma.common.tensors import EMBEDDING, HEAD, PATCHES
 from mlx_paligemma.common.tokenizer import PaliGemmaTokenizer
 
 from .device import choose_device, choose_dtype

@@ -11,9 +11,9 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .checkpoint import EMBEDDING, expected_shapes
 from .config import PaliGemmaConfig
 from .errors import TooLargeError
+from .tensors import EMBEDDING, expected_shapes
 
 if TYPE_CHECKING:
     from .processor import ModelInputs

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.checkpoint import canonical_name
 from ..common.config import PaliGemmaConfig
 from ..common.errors import BackendError
 from ..common.processor import ModelInputs
+from ..common.tensors import canonical_name
 from .call import Call
 from .greedy import GreedyRun, follow
 from .recording import Sink, plain

@@ -11,8 +11,8 @@ import torch
 from mlx.utils import tree_flatten
 from torch.nn import functional as F
 
-from mlx_paligemma.common.checkpoint import PATCHES
 from mlx_paligemma.common.processor import IGNORED, ModelInputs
+from mlx_paligemma.common.tensors import PATCHES
 from mlx_paligemma.generation import as_mlx
 from mlx_paligemma.model import gemma, paligemma
 from torch_ref.generation import as_torch

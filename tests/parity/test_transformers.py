@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from mlx_paligemma.common.checkpoint import canonical_name, expected_shapes
 from mlx_paligemma.common.processor import ModelInputs
+from mlx_paligemma.common.tensors import canonical_name, expected_shapes
 
 from .batches import BATCHES, random_inputs, random_suffix, tokens, with_suffix
 from .compare import LOGITS_LIMIT, mlx_decoded, mlx_logits, relative_error, report, torch_decoded, torch_logits
