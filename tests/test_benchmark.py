@@ -219,9 +219,9 @@ def test_forcing_the_kernel_reaches_every_attention(tiny):
     assert config.text.attn_logit_softcapping is None  # there the kernel can be chosen
     force_fused(tiny, True)
     layers = tiny.language_model.layers
-    assert all(getattr(layer, "layer", layer).self_attn.attend.force_fused for layer in layers)
+    assert all(layer.attention.attend.force_fused for layer in layers)
     force_fused(tiny, False)
-    assert not any(getattr(layer, "layer", layer).self_attn.attend.force_fused for layer in layers)
+    assert not any(layer.attention.attend.force_fused for layer in layers)
 
 
 def test_the_command_ends_with_one_json_line(quick_rates, monkeypatch, capfd):
