@@ -23,8 +23,9 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from mlx_paligemma.common.checkpoint import INDEX_NAME, read_checkpoint
+from mlx_paligemma.common.checkpoint import read_checkpoint
 from mlx_paligemma.common.config import PaliGemmaConfig
+from mlx_paligemma.common.safetensors_files import INDEX_NAME
 from mlx_paligemma.common.tensors import expected_shapes
 
 LIMIT = 5e-5  # largest difference of logits at real widths, relative to the largest logit

@@ -178,7 +178,7 @@ def _of_weights(model: FusedPaliGemma, function: Callable[..., Any]) -> Callable
 
 
 def _cache(model: FusedPaliGemma, batch: int) -> KVCache:
-    dtype = model.language_model.embed_tokens.weight.dtype
+    dtype = model.language_model.norm.weight.dtype
     return KVCache(model.config.text, batch, capacity_for(_prompt(model.config) + NEW_TOKENS), dtype)
 
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from .common.feature_cache import FeatureCache
     from .common.locations import format_detections, parse_detections
     from .common.results import Chunk, Detection, Detections, GenerationResult, Stats
+    from .converted_folder import convert
     from .generation import as_mlx, batch_generate, generate, stream_generate
+    from .quantization import Recipe
     from .weights import load
 
 __version__ = "0.1.0"
@@ -26,9 +28,11 @@ __all__ = [
     "FeatureCache",
     "GenerationResult",
     "PaliGemmaError",
+    "Recipe",
     "Stats",
     "as_mlx",
     "batch_generate",
+    "convert",
     "format_detections",
     "generate",
     "load",
@@ -42,6 +46,8 @@ _HOME = {
     "stream_generate": "generation",
     "batch_generate": "generation",
     "as_mlx": "generation",
+    "convert": "converted_folder",
+    "Recipe": "quantization",
     "Chunk": "common.results",
     "Detection": "common.results",
     "Detections": "common.results",

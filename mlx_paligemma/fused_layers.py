@@ -86,6 +86,8 @@ class BranchEnd(nn.Module):
 
     def __call__(self, x: mx.array, branch: mx.array) -> mx.array:
         """X [B, S, D] and branch [B, S, its width] -> [B, S, D]."""
+        if isinstance(self.proj, nn.QuantizedLinear):
+            return x + self.proj(branch)
         return mx.addmm(x, branch, self.proj.weight.T)
 
 
@@ -99,6 +101,18 @@ class NormedBranchEnd(nn.Module):
     def __call__(self, x: mx.array, branch: mx.array) -> mx.array:
         """X [B, S, D] and branch [B, S, its width] -> [B, S, D]."""
         return plus_scaled(x, mx.fast.rms_norm(self.proj(branch), None, self.eps), self.weight)
+
+
+class SideBySide(nn.Module):
+    """Layers that cannot be one product, since their weights are packed in different forms."""
+
+    def __init__(self, layers: Sequence[nn.Module]):
+        super().__init__()
+        self.layers = list(layers)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """[..., in] -> [..., all outs]."""
+        return mx.concatenate([layer(x) for layer in self.layers], axis=-1)
 
 
 class FusedLayer(nn.Module):
@@ -262,19 +276,35 @@ def absorbed(norm: RMSNorm, layers: Sequence[nn.Linear]) -> nn.Module:
     In bfloat16 that rounds their weights. Kept beside the norm, 1 + w would be rounded, and the normed numbers twice: MLX's
     kernel rounds them before it multiplies. At the published widths, with random weights, logits of the fused PaliGemma 1 are
     2.3 % further from float32 than those of the model (six pictures), of PaliGemma 2 1 %, of the demo 2 % nearer. Exact norms
-    would be three kernels each instead of one, and arrays of float32.
+    would be three kernels each instead of one, and arrays of float32. Packed layers cannot take it.
     """
+    if any(isinstance(layer, nn.QuantizedLinear) for layer in layers):
+        return FoldedNorm(norm)
     scale = 1.0 + norm.weight.astype(mx.float32)
     for layer in layers:
         layer.weight = (layer.weight.astype(mx.float32) * scale).astype(layer.weight.dtype)
     return PlainNorm(norm.eps)
 
 
-def joined(layers: Sequence[nn.Linear]) -> nn.Linear:
-    """One linear layer whose outputs are those of `layers`, one after the other."""
+def joined(layers: Sequence[Any]) -> nn.Module:
+    """One layer whose outputs are those of `layers`, linear ones, packed or not, one after the other."""
+    if any(isinstance(layer, nn.QuantizedLinear) for layer in layers):
+        alike = len({_form(layer) for layer in layers}) == 1
+        return _joined_packed(layers) if alike else SideBySide(layers)
     weight = mx.concatenate([layer.weight for layer in layers])
     bias = mx.concatenate([layer.bias for layer in layers]) if "bias" in layers[0] else None
     return _linear(weight, bias)
+
+
+def _form(layer: nn.Module) -> tuple[object, ...]:
+    return tuple(getattr(layer, name, None) for name in ("bits", "group_size", "mode"))
+
+
+def _joined_packed(layers: Sequence[nn.QuantizedLinear]) -> nn.QuantizedLinear:
+    first = layers[0]
+    joint = nn.QuantizedLinear(128, 2, "bias" in first, first.group_size, first.bits, first.mode)
+    joint.update({name: mx.concatenate([layer[name] for layer in layers]) for name in first.parameters()})
+    return joint
 
 
 def _linear(weight: mx.array, bias: mx.array | None) -> nn.Linear:

@@ -20,6 +20,7 @@ from .fused_layers import FoldedNorm, FusedLayer, FusedPatches, FusedSiglipAtten
 from .model.gemma import soft_cap
 from .model.kv_cache import KVCache
 from .model.paligemma import PaliGemma
+from .packed_layers import times_rows
 
 CPU_BLOCKS = 64  # of the output layer: as so many products, OpenBLAS multiplies a vector with its table 12 % faster
 
@@ -39,10 +40,14 @@ class FusedPaliGemma(PaliGemma):
 
     def logits(self, hidden: mx.array, rows: Rows | None = None) -> mx.array:
         """[B, S, D] -> [B, S, V], or only the wanted rows of the output layer."""
-        if rows is None and (hidden.shape[:2] != (1, 1) or self.blocks == 1):
-            return super().logits(hidden)
         layer = self.language_model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
-        logits = hidden @ layer.weight[slice(*rows)].T if rows else _in_blocks(hidden, layer.weight, self.blocks)
+        is_packed = "scales" in layer
+        if rows is None and (is_packed or hidden.shape[:2] != (1, 1) or self.blocks == 1):
+            return super().logits(hidden)
+        if rows:
+            logits = times_rows(hidden, layer, slice(*rows)) if is_packed else hidden @ layer.weight[slice(*rows)].T
+        else:
+            logits = _in_blocks(hidden, layer.weight, self.blocks)
         cap = self.config.text.final_logit_softcapping
         return logits if cap is None else soft_cap(logits, cap)
 

@@ -107,7 +107,7 @@ def _prefill(model: PaliGemma, request: Request, features: FeatureCache | None) 
     """Logits [B, 1, V] after the prompts, and the cache that holds them."""
     inputs = request.inputs
     batch, length = inputs.input_ids.shape
-    dtype = model.language_model.embed_tokens.weight.dtype
+    dtype = model.language_model.norm.weight.dtype  # norms are never packed
     padding = None if inputs.padding is None else mx.array(inputs.padding)
     cache = KVCache(model.config.text, batch, capacity_for(length + request.options.max_tokens + LONGEST), dtype, padding)
     return model.prefill(mx.array(inputs.input_ids), image_rows(model, inputs, features), cache), cache

@@ -36,7 +36,8 @@ def free_bytes() -> int:
 
 def check_model(checkpoint: Checkpoint, dtype: str) -> None:
     """Raises TooLargeError where the model would not fit in `dtype`; nothing of it is read for this."""
-    memory.check_model(checkpoint.config, dtype, Row(queries=QUERIES), free_bytes())
+    weights = checkpoint.weight_bytes(dtype) if checkpoint.packings else None
+    memory.check_model(checkpoint.config, dtype, Row(queries=QUERIES), free_bytes(), weights=weights, quantises=True)
 
 
 def check_batch(model: PaliGemma, inputs: ModelInputs, new_tokens: int) -> None:

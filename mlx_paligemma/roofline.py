@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from .common.config import GemmaConfig, PaliGemmaConfig, SiglipConfig
 
 FLOAT_BYTES = 2  # of activations, caches and unquantised weights, in bfloat16 or float16
-GROUP_BITS = 32 / 64  # a quantised group of 64 weights has a scale and a bias of 16 bits each
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,6 @@ def prefill_work(config: PaliGemmaConfig, text_tokens: int, batch: int = 1, imag
         output_layer=2 * batch * embedding_weights(text),
         last_layer_trim=batch * (2 * (tokens - 1) * last + _attention(text, tokens - 1, tokens)),
     )
-
-
-def quantised_bits(bits: int) -> float:
-    """Bits that a weight takes when quantised to `bits` in groups of 64: 8.5, 6.5 or 4.5 for 8, 6 or 4; 16 and 32 stay."""
-    return bits if bits >= 16 else bits + GROUP_BITS
 
 
 def decode_bytes(config: PaliGemmaConfig, context: int, bits: float = 16, batch: int = 1) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,12 +15,14 @@ from .common.hub import find_folder
 from .common.locations import MaskDecoder, MaskEncoder
 from .common.mask_codec import FILE_NAME, read_mask_codec
 from .common.processor import PaliGemmaProcessor
-from .common.tensors import EMBEDDING, HEAD, PATCHES
+from .common.tensors import EMBEDDING, HEAD, HEAD_MODULE, POSITIONS, WEIGHT
 from .common.tokenizer import PaliGemmaTokenizer
 from .fusion import fuse
 from .memory import check_model, small_cache
 from .model.mask_decoder import MaskCodec
 from .model.paligemma import PaliGemma
+from .packed_layers import pack_modules
+from .tensor_reader import Tensors, read_tensors
 
 
 def load(
@@ -41,13 +42,12 @@ def load(
         OptionError: the dtype is unknown.
         TooLargeError: there is not the memory for it; nothing has been read then.
     """
-    folder = find_folder(model, revision)
-    checkpoint = read_checkpoint(folder)
-    tokenizer = PaliGemmaTokenizer.from_folder(folder)
+    checkpoint = read_checkpoint(find_folder(model, revision))
+    tokenizer = PaliGemmaTokenizer.from_folder(checkpoint.folder)
     network = load_model(checkpoint, dtype or ("float32" if model is None else None))
     with small_cache(network.config):
         network = fuse(network) if fused else network
-    return network, PaliGemmaProcessor(network.config, tokenizer, *mask_functions(folder))
+    return network, PaliGemmaProcessor(network.config, tokenizer, *mask_functions(checkpoint.folder))
 
 
 def load_model(checkpoint: Checkpoint, dtype: str | None = None) -> PaliGemma:
@@ -59,12 +59,14 @@ def load_model(checkpoint: Checkpoint, dtype: str | None = None) -> PaliGemma:
     """
     target = check_dtype(dtype or checkpoint.dtype)
     check_model(checkpoint, target)
-    weights: dict[str, mx.array] = {}
+    weights: Tensors = {}
     with small_cache(checkpoint.config):
-        for name, array in _read_tensors(checkpoint, getattr(mx, target)):
-            if name != HEAD or not mx.array_equal(array, weights[EMBEDDING]):  # else it is tied, and goes before the others come
-                weights[name] = array
+        for tensors in read_tensors(checkpoint, getattr(mx, target)):
+            if HEAD not in tensors or not _is_tied(tensors, weights):  # else it goes before the others come
+                weights |= tensors
+    packings = {path: packing for path, packing in checkpoint.packings.items() if path != POSITIONS and path + WEIGHT in weights}
     model = PaliGemma(replace(checkpoint.config, tie_word_embeddings=HEAD not in weights))
+    pack_modules(model, packings, getattr(mx, target))
     model.load_weights(list(weights.items()), strict=True)
     model.eval()
     return model
@@ -100,18 +102,10 @@ def _lazy_functions(path: Path) -> tuple[MaskDecoder, MaskEncoder]:
     return decode, encode
 
 
-def _read_tensors(checkpoint: Checkpoint, dtype: mx.Dtype) -> Iterator[tuple[str, mx.array]]:
-    """Each tensor under our name. One is in memory twice while it is cast: the largest come first, when there is room."""
-    files = {file: mx.load(str(file)) for file in checkpoint.files()}  # lazy: headers
-    for name, info in checkpoint.largest_first():
-        arrays = files[info.file]
-        assert isinstance(arrays, dict)
-        array = arrays.pop(info.key)
-        if name == PATCHES and not checkpoint.channels_last:
-            array = array.transpose(0, 2, 3, 1)
-        array = array.astype(dtype)
-        mx.eval(array)
-        yield name, array
+def _is_tied(head: Tensors, weights: Tensors) -> bool:
+    """Whether the head, with its scales and biases where it is packed, is the embedding table once more."""
+    pairs = {name: weights.get(EMBEDDING.removesuffix(WEIGHT) + name.removeprefix(HEAD_MODULE)) for name in head}
+    return all(table is not None and bool(mx.array_equal(head[name], table)) for name, table in pairs.items())
 
 
 def _channels_last(array: np.ndarray, transposed: bool) -> mx.array:

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from sentencepiece import sentencepiece_model_pb2 as pb
 
-from mlx_paligemma.common.checkpoint import INDEX_NAME
 from mlx_paligemma.common.config import PaliGemmaConfig
+from mlx_paligemma.common.safetensors_files import INDEX_NAME
 from mlx_paligemma.common.tensors import EMBEDDING, HEAD, expected_shapes
 from mlx_paligemma.common.tokenizer import LOC_TOKENS, SEG_TOKENS, PaliGemmaTokenizer
 

@@ -7,9 +7,10 @@ import torch
 from checkpoints import IMAGE_TOKEN, LAYOUTS, config_json, in_layout, tensors, write
 from safetensors.torch import load, save_file
 
-from mlx_paligemma.common.checkpoint import INDEX_NAME, check_dtype, read_checkpoint
+from mlx_paligemma.common.checkpoint import check_dtype, read_checkpoint
 from mlx_paligemma.common.config import PaliGemmaConfig
 from mlx_paligemma.common.errors import CheckpointError, OptionError
+from mlx_paligemma.common.safetensors_files import INDEX_NAME
 from mlx_paligemma.common.tensors import EMBEDDING, HEAD, PATCHES, canonical_name, expected_shapes
 
 WEIGHTS = "model.safetensors"
@@ -202,14 +203,31 @@ def test_an_index_that_points_out_of_its_folder_is_refused(tmp_path, shards, nam
     complaint(shards, INDEX_NAME, f"names {str(name)!r}, which is no .safetensors file of this folder")
 
 
-def test_quantised_weights_are_refused_with_the_reason(folder):
-    def quantise(held):
-        key = "language_model.model.layers.0.mlp.up_proj"
-        held[f"{key}.weight"] = torch.zeros((24, 4), dtype=torch.uint32)
-        held.update({f"{key}.{part}": torch.zeros((24, 1)) for part in ("scales", "biases")})
+UP = "language_model.model.layers.0.mlp.up_proj"  # [24, 16]
 
-    change(folder, quantise)
-    complaint(folder, WEIGHTS, "holds quantised weights (language_model.model.layers.0.mlp.up_proj.scales)", "use an unquantised")
+
+def pack(held, **changes):
+    """Weights of 4 bits, with changes that no converter makes."""
+    parts = {"weight": torch.zeros((24, 2), dtype=torch.uint32)} | {part: torch.zeros((24, 1)) for part in ("scales", "biases")}
+    for part, tensor in (parts | changes).items():
+        held.pop(f"{UP}.{part}", None)
+        held |= {} if tensor is None else {f"{UP}.{part}": tensor}
+
+
+PACKED_FAULTS = {
+    "no scales": ({"scales": None}, "unknown", "up_proj.biases"),
+    "a weight that is not packed": ({"weight": torch.zeros(24, 16)}, "up_proj.weight is packed in no known form"),
+    "groups that no form has": ({}, "up_proj.weight is packed in no known form", "for 16 columns"),
+    "other rows": ({"weight": torch.zeros((20, 2), dtype=torch.uint32)}, "is packed in no known form"),
+    "codes without a scale at all": ({"scales": None, "biases": None}, "up_proj.weight is uint32", "packed and with scales"),
+}
+
+
+@pytest.mark.parametrize("fault", PACKED_FAULTS)
+def test_packed_weights_of_another_form_are_refused(folder, fault):
+    changes, *words = PACKED_FAULTS[fault]
+    change(folder, lambda held: pack(held, **changes))
+    complaint(folder, *words)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int8, torch.uint8, torch.float8_e4m3fn, torch.int64, torch.bool])

@@ -273,8 +273,8 @@ def test_a_missing_package_is_named(monkeypatch):
 
 @pytest.mark.parametrize(
     ("model", "precision", "gigabytes"),
-    [("PaliGemma 2 3B", "bfloat16", 6.3), ("PaliGemma 2 3B", "4-bit", 2.6), ("PaliGemma 2 10B", "8-bit", 11.3),
-     ("PaliGemma 2 28B", "bfloat16", 56.3), ("PaliGemma 2 28B", "4-bit", 17.1)],
+    [("PaliGemma 2 3B", "bfloat16", 6.3), ("PaliGemma 2 3B", "4-bit", 2.6 + 0.3), ("PaliGemma 2 10B", "8-bit", 11.3),
+     ("PaliGemma 2 28B", "bfloat16", 56.3), ("PaliGemma 2 28B", "4-bit", 17.1 + 0.6)],  # the embedding table has 8 bits
 )  # fmt: skip
 def test_what_a_model_needs_is_what_was_derived_for_448_pixels(model, precision, gigabytes):
     assert needed_bytes(model, precision) == pytest.approx(gigabytes * 1e9, rel=0.03)

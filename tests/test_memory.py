@@ -1,5 +1,6 @@
 """What a model needs is reckoned before it is loaded, what the machine has is found, and Metal's limits are set and put back."""
 
+import re
 from contextlib import nullcontext
 
 import mlx.core as mx
@@ -275,10 +276,13 @@ def test_a_model_that_is_too_large_says_what_it_needs_what_is_there_and_what_fit
     assert all(word in message for word in words), message
 
 
-def test_no_quantised_model_is_advised_while_none_can_be_made():
-    with pytest.raises(TooLargeError) as caught:
-        check_model(published_config("pg2-28b", 448), "bfloat16", Row(), 20 * GB)
-    assert "bit" not in str(caught.value)
+@pytest.mark.parametrize(("free", "words"), [(32, "8 bits (mlx-paligemma convert -q --q-bits 8) needs 3"), (20, "4 bits")])
+def test_quantised_models_are_advised_where_they_can_be_used(free, words):
+    config = published_config("pg2-28b", 448)
+    with pytest.raises(TooLargeError, match=re.escape(words)):
+        check_model(config, "bfloat16", Row(), free * GB, quantises=True)
+    with pytest.raises(TooLargeError, match="choose a smaller model"):
+        check_model(config, "bfloat16", Row(), free * GB)
 
 
 def test_a_model_that_fits_to_the_byte_is_accepted():
@@ -322,7 +326,8 @@ def test_a_model_that_is_too_large_is_refused_before_any_tensor_is_read(tmp_path
     write(tmp_path, tensors())
     need = needed_bytes(read_checkpoint(tmp_path).config, 32)
     only(need - 1)
-    monkeypatch.setattr(f"{package.__name__}.weights._read_tensors", lambda *_: pytest.fail("a tensor was read"))
+    reader = "read_tensors" if package is mlx_paligemma else "_read_tensors"
+    monkeypatch.setattr(f"{package.__name__}.weights.{reader}", lambda *_: pytest.fail("a tensor was read"))
     with pytest.raises(TooLargeError, match="the model needs"):
         package.load(tmp_path)
 

@@ -11,14 +11,13 @@ from dataclasses import replace
 
 import pytest
 
-from mlx_paligemma.common.memory import Row, needed_bytes, weight_bytes
+from mlx_paligemma.common.memory import Row, needed_bytes, quantised_bits, weight_bytes
 from mlx_paligemma.published import published_config
 from mlx_paligemma.roofline import (
     decode_bytes,
     embedding_weights,
     kv_bytes_per_token,
     prefill_work,
-    quantised_bits,
     tokens_per_second_bound,
     ttft_bound,
 )

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkpoints import BASE, BYTES, IMAGE_TOKEN, PIECES, tokenizer, vocabulary
+from checkpoints import BASE, BYTES, IMAGE_TOKEN, PIECES, ROWS, config, tokenizer, vocabulary
 from sentencepiece import sentencepiece_model_pb2 as pb
 
 from mlx_paligemma.common.errors import CheckpointError, PromptError
-from mlx_paligemma.common.tokenizer import LOC_TOKENS, SEG_TOKENS, PaliGemmaTokenizer
+from mlx_paligemma.common.tokenizer import LOC_TOKENS, SEG_TOKENS, PaliGemmaTokenizer, check_vocabulary
+from mlx_paligemma.common.tokenizer_files import tokenizer_files
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT / "runs" / "vocabulary" / "tokenizer.model"
@@ -208,9 +209,68 @@ def test_a_vocabulary_that_is_not_paligemmas_is_refused_in_one_line_with_its_nam
 
 
 def test_a_folder_without_a_vocabulary_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"has no tokenizer\.model; copy it there") as error:
+    with pytest.raises(
+        CheckpointError, match=r"has no tokenizer\.model; copy it there from the checkpoint, or its tokenizer\.json, or"
+    ) as error:
         PaliGemmaTokenizer.from_folder(tmp_path)
     assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_model_comes_first_then_the_json_then_the_name_of_big_vision(tmp_path):
+    forms = tokenizer_files(vocabulary(), IMAGE_TOKEN)
+    contents = {
+        "paligemma_tokenizer.model": forms["tokenizer.model"],
+        "tokenizer.json": forms["tokenizer.json"],
+        "tokenizer.model": forms["tokenizer.model"],
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        tokens = PaliGemmaTokenizer.from_folder(tmp_path)
+        assert tokens.name == str(tmp_path / name)
+        assert tokens.encode_prefix("caption en <loc0012>é漢") == tokenizer().encode_prefix("caption en <loc0012>é漢")
+    assert tokens.model == vocabulary()
+
+
+def test_a_broken_model_is_not_passed_over_for_a_json_that_is_whole(tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(tokenizer_files(vocabulary(), IMAGE_TOKEN)["tokenizer.json"])
+    (tmp_path / "tokenizer.model").write_bytes(vocabulary()[:9000])
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model is not a SentencePiece model"):
+        PaliGemmaTokenizer.from_folder(tmp_path)
+
+
+def test_a_plain_gemma_vocabulary_is_refused_with_the_file_to_take(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(vocabulary(BASE))
+    with pytest.raises(
+        CheckpointError, match=r"will not do: copy tokenizer\.model from a PaliGemma checkpoint such as google/pali"
+    ):
+        PaliGemmaTokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("image", [IMAGE_TOKEN, IMAGE_TOKEN + 1, ROWS - 1])
+def test_a_config_whose_image_token_lies_after_the_pieces_fits_the_vocabulary(tiny, image):
+    check_vocabulary(tiny, config(image_token_index=image))
+
+
+CONTRADICTIONS = {
+    "a piece": ({"image_token_index": IMAGE_TOKEN - 1}, f"image_token_index {IMAGE_TOKEN - 1} is one of its {IMAGE_TOKEN} pieces"),
+    "the first location": ({"image_token_index": len(BASE)}, f"image_token_index {len(BASE)} is its <loc0000>; in a plain Gemma"),
+    "no row": ({"image_token_index": ROWS}, f"image_token_index {ROWS} is not one of the {ROWS} rows"),
+    "fewer rows": (
+        {"text": {"vocab_size": IMAGE_TOKEN - 1}},
+        f"vocab_size {IMAGE_TOKEN - 1} is less than its {IMAGE_TOKEN} pieces",
+    ),
+    "another end": ({"eos_token_id": 107}, "eos_token_id 107 is not its <eos>, 1"),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_a_config_that_contradicts_the_vocabulary_is_refused_with_both_names(case):
+    changes, words = CONTRADICTIONS[case]
+    with pytest.raises(CheckpointError) as error:
+        check_vocabulary(PaliGemmaTokenizer(vocabulary(), "some/tokenizer.json"), config(**changes))
+    assert str(error.value).startswith(f"config.json and some/tokenizer.json do not belong together: {words}")
+    assert "\n" not in str(error.value)
 
 
 def test_a_folder_in_the_place_of_the_vocabulary_is_an_error(tmp_path):

@@ -12,12 +12,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from mlx_paligemma.common.big_vision import big_vision_arrays
 from mlx_paligemma.common.checkpoint import Checkpoint, check_dtype, read_checkpoint
 from mlx_paligemma.common.hub import find_folder
 from mlx_paligemma.common.locations import MaskDecoder, MaskEncoder
 from mlx_paligemma.common.mask_codec import FILE_NAME, read_mask_codec
+from mlx_paligemma.common.packed import PARTS, unpack
 from mlx_paligemma.common.processor import PaliGemmaProcessor
-from mlx_paligemma.common.tensors import EMBEDDING, HEAD, PATCHES
+from mlx_paligemma.common.tensors import EMBEDDING, HEAD, PATCHES, TensorInfo
 from mlx_paligemma.common.tokenizer import PaliGemmaTokenizer
 
 from .device import choose_device, choose_dtype
@@ -43,11 +45,10 @@ def load(
         TooLargeError: there is not the memory for it; nothing has been read then.
     """
     place = choose_device(device)
-    folder = find_folder(model, revision)
-    checkpoint = read_checkpoint(folder)
-    tokenizer = PaliGemmaTokenizer.from_folder(folder)
+    checkpoint = read_checkpoint(find_folder(model, revision))
+    tokenizer = PaliGemmaTokenizer.from_folder(checkpoint.folder)
     network = load_model(checkpoint, dtype or ("float32" if model is None else None), place)
-    return network, PaliGemmaProcessor(network.config, tokenizer, *mask_functions(folder))
+    return network, PaliGemmaProcessor(network.config, tokenizer, *mask_functions(checkpoint.folder))
 
 
 def load_model(checkpoint: Checkpoint, dtype: str | None = None, device: torch.device = torch.device("cpu")) -> PaliGemma:
@@ -98,10 +99,35 @@ def _lazy_functions(path: Path) -> tuple[MaskDecoder, MaskEncoder]:
 
 
 def _read_tensors(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor under our name. One is in memory twice while it is cast: the largest come first, when there is room."""
+    """Each tensor under our name, unpacked. One is in memory twice while it is cast: the largest come first, when there is room."""
+    if checkpoint.npz is not None:
+        for name, array in big_vision_arrays(checkpoint.npz):
+            yield name, _as_torch(array, checkpoint.tensors[name].dtype).to(device=device, dtype=dtype)
+        return
     for name, info in checkpoint.largest_first():
-        with safe_open(info.file, framework="pt") as tensors:  # anew for each: an open file keeps what was read of it mapped
-            tensor = tensors.get_tensor(info.key)
+        module, _, part = name.rpartition(".")
+        if module in checkpoint.packings and part in PARTS:
+            continue
+        tensor = _unpacked(checkpoint, module) if module in checkpoint.packings and part == "weight" else _read(info)
         if name == PATCHES and checkpoint.channels_last:
             tensor = tensor.permute(0, 3, 1, 2).contiguous()
         yield name, tensor.to(device=device, dtype=dtype)
+
+
+def _unpacked(checkpoint: Checkpoint, module: str) -> Tensor:
+    """float32 [out, in]."""
+    names = {part: f"{module}.{part}" for part in ("weight", *PARTS)}
+    tensors = {part: _read(checkpoint.tensors[name]) for part, name in names.items() if name in checkpoint.tensors}
+    arrays = {part: (tensor.float() if tensor.is_floating_point() else tensor).numpy() for part, tensor in tensors.items()}
+    return torch.from_numpy(unpack(arrays, checkpoint.packings[module]))
+
+
+def _as_torch(array: np.ndarray, dtype: str) -> Tensor:
+    """NumPy has no bfloat16: such an array comes as uint16."""
+    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) if dtype == "bfloat16" else torch.from_numpy(array)
+
+
+def _read(info: TensorInfo) -> Tensor:
+    with safe_open(info.file, framework="pt") as tensors:  # anew for each: an open file keeps what was read of it mapped
+        tensor: Tensor = tensors.get_tensor(info.key)
+    return tensor

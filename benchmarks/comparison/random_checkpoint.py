@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from mlx_paligemma.common.checkpoint import INDEX_NAME
 from mlx_paligemma.common.config import PaliGemmaConfig
+from mlx_paligemma.common.safetensors_files import INDEX_NAME
 from mlx_paligemma.common.tensors import expected_shapes
 from mlx_paligemma.published import published_config
 

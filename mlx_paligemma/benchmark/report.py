@@ -13,8 +13,9 @@ from typing import Any
 import mlx.core as mx
 
 from .. import __version__
+from ..common.memory import packed_bytes
 from ..doctor.on_mlx import device_kind
-from ..roofline import decode_bytes, prefill_work, ttft_bound
+from ..roofline import decode_bytes, kv_bytes_per_token, prefill_work, ttft_bound
 from .rates import Rates
 from .setup import Plan, needed_bytes
 from .trial import Trial
@@ -62,6 +63,7 @@ class Report:
             "model": setup.name,
             "random_weights": self.plan.folder is None,
             "dtype": self.plan.dtype,
+            "bits": setup.quantised,
             "resolution": self.plan.config.vision.image_size,
             "image_tokens": self.plan.config.vision.num_patches,
             "prompt_tokens": setup.prompt_tokens,
@@ -88,6 +90,15 @@ def machine() -> dict[str, str]:
     }
 
 
+def _bytes_per_step(plan: Plan) -> float:
+    """What one step of decoding reads: the weights of the text model, and the keys and values of all rows."""
+    context = plan.context + plan.setup.generation_tokens // 2
+    if not plan.packings:
+        return plan.bits / 16 * decode_bytes(plan.config, context, batch=plan.setup.batch)
+    cache = plan.bits / 16 * plan.setup.batch * context * kv_bytes_per_token(plan.config.text)
+    return cache + packed_bytes(plan.config, plan.packings, plan.bits, only="language_model.")
+
+
 def report(plan: Plan, rates: Rates, trials: Sequence[Trial], vision_s: float, load_peak: int) -> Report:
     """Medians beside predictions."""
     setup = plan.setup
@@ -95,7 +106,7 @@ def report(plan: Plan, rates: Rates, trials: Sequence[Trial], vision_s: float, l
     speed = setup.batch * (setup.generation_tokens - 1) / median(trial.decode_s for trial in trials)
     work = prefill_work(plan.config, setup.prompt_tokens, setup.batch)
     bound = ttft_bound(work, rates.gemm_flops)
-    read = plan.bits / 16 * decode_bytes(plan.config, plan.context + setup.generation_tokens // 2, batch=setup.batch)
+    read = _bytes_per_step(plan)
     prompt = setup.batch * plan.context
     rows = (
         Row("vision_ms", 1e3 * vision_s, 1e3 * (work.vision + work.projector) / rates.gemm_flops),

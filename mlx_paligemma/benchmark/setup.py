@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,16 @@ from ..common.checkpoint import check_dtype, read_checkpoint
 from ..common.config import PaliGemmaConfig
 from ..common.errors import OptionError, PromptError
 from ..common.hub import find_folder
+from ..common.packed import Packing
+from ..common.tensors import WEIGHT
 from ..fused_layers import QUERIES
 from ..fusion import fuse
 from ..memory import free_bytes
 from ..model.paligemma import PaliGemma
+from ..packed_layers import pack_modules, packed
 from ..published import published_config
+from ..quantization import Recipe
+from ..quantization import plan as packing_plan
 from ..weights import load_model
 
 DRAWN_ROWS = 1024  # of each weight; the rows after them repeat them, since times do not depend on values
@@ -36,6 +42,7 @@ class Setup:
     generation_tokens: int = 100  # per row
     batch: int = 1
     trials: int = 5
+    quantised: int | None = None  # bits of the text model's weights, with --random; the embedding table gets 8
 
     def __post_init__(self) -> None:
         """Raises OptionError where options exclude each other or are out of range."""
@@ -43,6 +50,10 @@ class Setup:
             raise OptionError("--model and --random exclude each other; give one of them")
         if self.resolution is not None and self.random is None:
             raise OptionError("--resolution goes with --random; a checkpoint has the resolution that it was trained for")
+        if self.quantised is not None:
+            if self.random is None:
+                raise OptionError("--bits goes with --random; of a checkpoint `mlx-paligemma convert -q` makes a quantised one")
+            Recipe(self.quantised)  # refuses other numbers
         least = {"prompt_tokens": 1, "generation_tokens": 2, "batch": 1, "trials": 1}
         for name, value in least.items():
             if getattr(self, name) < value:
@@ -62,6 +73,7 @@ class Plan:
     config: PaliGemmaConfig
     dtype: str
     folder: Path | None  # of the checkpoint; None: random weights
+    packings: Mapping[str, Packing] = field(default_factory=dict)  # of modules whose weights are packed
 
     @property
     def context(self) -> int:
@@ -72,6 +84,11 @@ class Plan:
     def bits(self) -> int:
         """Of a number."""
         return 8 * int(getattr(mx, self.dtype).size)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the loaded model."""
+        return memory.packed_bytes(self.config, self.packings, self.bits)
 
     @property
     def row(self) -> memory.Row:
@@ -99,41 +116,49 @@ def plan(setup: Setup) -> Plan:
 
 def _check_memory(planned: Plan, free: int) -> None:
     config, bits = planned.config, planned.bits
-    memory.check_model(config, planned.dtype, planned.row, free)
-    memory.check_batch(config, bits, planned.row, planned.setup.batch, free - memory.weight_bytes(config, bits))
+    weights = planned.weight_bytes
+    memory.check_model(config, planned.dtype, planned.row, free, weights=weights, quantises=True)
+    memory.check_batch(config, bits, planned.row, planned.setup.batch, free - weights)
 
 
 def _random_plan(setup: Setup) -> Plan:
     assert setup.random is not None
     config = published_config(setup.random, 224 if setup.resolution is None else setup.resolution)
-    return Plan(setup, config, check_dtype(setup.dtype or "bfloat16"), None)
+    packings = packing_plan(config, Recipe(setup.quantised)) if setup.quantised else {}
+    return Plan(setup, config, check_dtype(setup.dtype or "bfloat16"), None, packings)
 
 
 def _stored_plan(setup: Setup) -> Plan:
     checkpoint = read_checkpoint(find_folder(setup.model))
     dtype = setup.dtype or ("float32" if setup.model is None else checkpoint.dtype)
-    return Plan(setup, checkpoint.config, check_dtype(dtype), checkpoint.folder)
+    return Plan(setup, checkpoint.config, check_dtype(dtype), checkpoint.path, checkpoint.packings)
 
 
 def needed_bytes(planned: Plan) -> int:
     """Peak of the whole run."""
-    return memory.needed_bytes(planned.config, planned.bits, planned.row, planned.setup.batch)
+    return planned.weight_bytes + planned.setup.batch * memory.row_bytes(planned.config, planned.row, planned.bits)
 
 
 def open_model(planned: Plan) -> PaliGemma:
     """The model as inference has it, all in memory."""
     if planned.folder is not None:
         return fuse(load_model(read_checkpoint(planned.folder), planned.dtype))
-    return fuse(random_model(planned.config, getattr(mx, planned.dtype)))
+    return fuse(random_model(planned.config, getattr(mx, planned.dtype), planned.packings))
 
 
-def random_model(config: PaliGemmaConfig, dtype: mx.Dtype) -> PaliGemma:
+def random_model(config: PaliGemmaConfig, dtype: mx.Dtype, packings: Mapping[str, Packing] | None = None) -> PaliGemma:
     """A model of random weights, made tensor by tensor, so that the peak stays near the final size."""
     model = PaliGemma(config)  # its own weights are only promised, and never made
     promised: Any = tree_flatten(model.parameters())
     keys = mx.random.split(mx.random.key(0), len(promised))
-    named = [(name, _random(array, dtype, key)) for (name, array), key in zip(promised, keys, strict=True)]
-    model.load_weights(named, strict=True)
+    weights: dict[str, mx.array] = {}
+    for (name, array), key in zip(promised, keys, strict=True):
+        packing = (packings or {}).get(name.removesuffix(WEIGHT)) if name.endswith(WEIGHT) else None
+        made = _random(array, dtype, key)
+        weights |= {name: made} if packing is None else packed(name, made, packing)
+        mx.eval(weights)
+    pack_modules(model, packings or {}, dtype)
+    model.load_weights(list(weights.items()), strict=True)
     model.eval()
     return model
 

@@ -20,6 +20,7 @@ FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130  # exit codes
 COMMANDS = {  # each a function in the file of its name; what it is for stands here too, so that --help need not read the files
     "generate": "Answer a prompt about one or more pictures.",
     "chat": "Ask about one picture, question after question. It is encoded once. /help lists the commands.",
+    "convert": "Write a checkpoint in another form: quantised, unpacked, in another dtype, for MLX or for other programs.",
     "benchmark": "Measure speed and memory, and compare them with what this machine's own bandwidth and arithmetic allow.",
     "doctor": "Check what this machine can do: devices, backends, memory, the Hub, and which models fit.",
     "parity": "Compare MLX with a PyTorch reference: module by module, from pixels to logits, token by token.",

@@ -45,6 +45,7 @@ def benchmark(
     prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", "-p", min=1, help="Beside the picture's.")] = 24,
     generation_tokens: Annotated[int, typer.Option("--generation-tokens", "-g", min=2, help="New tokens.")] = 100,
     batch: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Rows at a time, each with its own picture.")] = 1,
+    bits: Annotated[int | None, typer.Option(help="With --random: weights quantised to 3, 4, 5, 6 or 8 bits.")] = None,
     trials: Annotated[int, typer.Option("--num-trials", "-n", min=1, help="Runs; the medians are reported.")] = 5,
     ab: Annotated[Variant | None, typer.Option("--ab", help="Compare two ways of computing instead (Metal only).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The JSON line alone, without the table.")] = False,
@@ -55,7 +56,7 @@ def benchmark(
         from ..benchmark.setup import Setup
 
         kind, size = None if dtype is None else dtype.value, None if random is None else random.value
-        setup = Setup(model, size, resolution, kind, prompt_tokens, generation_tokens, batch, trials)
+        setup = Setup(model, size, resolution, kind, prompt_tokens, generation_tokens, batch, trials, bits)
         with _status() as tell:
             found = measure(setup, tell) if ab is None else None
             choice = compare_kernels(setup, tell) if ab is not None else None
@@ -80,7 +81,8 @@ def _table(found: Report) -> Any:
     setup = found.plan.setup
     rows = f", {setup.batch} rows" if setup.batch > 1 else ""
     shape = f"{found.plan.config.vision.image_size} pixels, {setup.prompt_tokens} + {setup.generation_tokens} tokens{rows}"
-    title = f"{setup.name}, {found.plan.dtype}, {shape}; medians of {setup.trials}"
+    packed = f"{setup.quantised}-bit, " if setup.quantised else ""
+    title = f"{setup.name}, {packed}{found.plan.dtype}, {shape}; medians of {setup.trials}"
     table = Table(title=title, title_justify="left", box=SIMPLE)
     for column in ("", "measured", "predicted", "share"):
         table.add_column(column, justify="right" if column else "left")

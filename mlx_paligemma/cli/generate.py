@@ -13,7 +13,7 @@ import typer
 from PIL import Image
 
 from ..backends import Backend, open_backend
-from ..common.config import PaliGemmaConfig
+from ..common.checkpoint import Checkpoint, read_checkpoint
 from ..common.errors import OptionError, PaliGemmaError
 from ..common.hub import find_folder
 from ..common.memory import Row
@@ -121,15 +121,15 @@ def generate(  # noqa: PLR0913, PLR0917 - a command has many flags
             printer.results.finish()  # nothing is left to ask: no model is needed
             raise typer.Exit
         opened, folder = open_backend(backend.value), find_folder(model, revision)
-        _check_prompt(folder, prompt, jobs)
+        _check_prompt(read_checkpoint(folder), prompt, jobs)
         network, processor = opened.load(model and folder, dtype=dtype.value if dtype else None)
         failed = _ask_all(Asker(opened, network, processor, options, printer), jobs, batch_size)
         raise typer.Exit(FAILED if failed else 0)
 
 
-def _check_prompt(folder: Path, prompt: str, jobs: Sequence[Job]) -> None:
+def _check_prompt(checkpoint: Checkpoint, prompt: str, jobs: Sequence[Job]) -> None:
     """Raises PromptError before the weights are read, which takes its time."""
-    processor = PaliGemmaProcessor(PaliGemmaConfig.from_folder(folder), PaliGemmaTokenizer.from_folder(folder))
+    processor = PaliGemmaProcessor(checkpoint.config, PaliGemmaTokenizer.from_folder(checkpoint.folder))
     processor.check_prompt(prompt, max(len(job.sources) for job in jobs))  # a video may have fewer frames than are asked for
 
 

@@ -6,21 +6,32 @@ A tensor that is missing, unknown or of another shape is an error, always.
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
+from .big_vision import read_big_vision
 from .config import PaliGemmaConfig
 from .errors import CheckpointError, OptionError
-from .tensors import DTYPES, EMBEDDING, HEAD, PATCHES, TensorInfo, canonical_name, expected_shapes
+from .npz_pieces import find_npz
+from .packed import PARTS, Packing, read_packing
+from .safetensors_files import read_header, weight_files
+from .tensors import (
+    BYTES,
+    DTYPES,
+    EMBEDDING,
+    HEAD,
+    PACKED_DTYPES,
+    PATCHES,
+    WEIGHT,
+    TensorInfo,
+    canonical_name,
+    expected_shapes,
+)
 
-INDEX_NAME = "model.safetensors.index.json"
-_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
+LAST_NORM = "language_model.norm.weight"
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -30,16 +41,28 @@ class Checkpoint:
     folder: Path
     config: PaliGemmaConfig
     tensors: Mapping[str, TensorInfo]
+    packings: Mapping[str, Packing] = field(default_factory=dict)  # of modules whose weights are packed, by our names
+    npz: Path | None = None  # big_vision's file, where the tensors lie in one; `folder` is then its folder
 
     @property
     def dtype(self) -> str:
-        """That of the embedding table, which stands for the whole."""
-        return self.tensors[EMBEDDING].dtype
+        """That of the embedding table, which stands for the whole; where the table is packed, that of the last norm."""
+        return self.tensors[LAST_NORM if EMBEDDING.removesuffix(WEIGHT) in self.packings else EMBEDDING].dtype
+
+    @property
+    def path(self) -> Path:
+        """What `read_checkpoint` takes to find it again."""
+        return self.npz or self.folder
 
     @property
     def channels_last(self) -> bool:
         """Whether the patch kernel is stored [out, height, width, in], as MLX folders have it."""
         return self.tensors[PATCHES].shape[-1] == self.config.vision.num_channels
+
+    def weight_bytes(self, dtype: str) -> int:
+        """What the loaded model takes, with its floats in `dtype`."""
+        infos = [info for name, info in self.tensors.items() if not (name == HEAD and self.config.tie_word_embeddings)]
+        return sum(info.nbytes if is_packed(info) else prod(info.shape) * BYTES[dtype] for info in infos)
 
     def files(self) -> dict[Path, dict[str, TensorInfo]]:
         """The tensors of each file, by our names."""
@@ -49,33 +72,26 @@ class Checkpoint:
         return files
 
     def largest_first(self) -> list[tuple[str, TensorInfo]]:
-        """All tensors by our names, the largest first, the embedding before a head."""
-        return sorted(self.tensors.items(), key=lambda item: (-prod(item[1].shape), item[0] == HEAD))
+        """All tensors by our names: the embedding, to which a head is compared, the head, then the others, the largest first."""
+        tables = [(name, self.tensors[name]) for name in (EMBEDDING, HEAD) if name in self.tensors]
+        others = sorted(self.tensors.items(), key=lambda item: -prod(item[1].shape))
+        return list(dict([*tables, *others]).items())
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> Checkpoint:
     """Read config.json and all headers, and check every name and shape.
+
+    Args:
+        path: a folder, or the .npz file (or a piece of it) of a big_vision checkpoint, which needs no config.json.
 
     Raises:
         CheckpointError: anything is missing, unreadable, unknown or of another shape; the message names the file.
     """
-    config = PaliGemmaConfig.from_folder(folder)
-    if config.image_token_index >= config.text.vocab_size:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: image_token_index {config.image_token_index} lies outside the vocabulary of "
-            f"{config.text.vocab_size} rows; copy the file again from the checkpoint"
-        )
-    found: dict[str, TensorInfo] = {}
-    for path in _weight_files(folder):
-        for info in _read_header(path):
-            name = canonical_name(info.key)
-            if name in found:
-                other = f"{found[name].key} in {found[name].file.name}"
-                raise CheckpointError(f"{path}: {info.key} is there twice (also as {other}); remove one of the two")
-            if name is not None:
-                found[name] = info
-    _check(folder, found, expected_shapes(config), config)
-    return Checkpoint(folder, config, found)
+    npz = find_npz(path)
+    if npz and (path.is_file() or not any(path.glob("*.safetensors"))):
+        config, infos = read_big_vision(npz[0])
+        return Checkpoint(npz[0].parent, config, infos, npz=npz[0])
+    return _read_folder(path)
 
 
 def check_dtype(dtype: str) -> str:
@@ -85,76 +101,81 @@ def check_dtype(dtype: str) -> str:
     return dtype
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that the index names, or all in the folder where there is no index."""
-    index = folder / INDEX_NAME
-    files = _indexed_files(index) if index.is_file() else _files_without_index(folder)
-    if not files:
-        pickles = any(file.suffix in (".bin", ".pt", ".pth", ".ckpt") for file in folder.iterdir())
-        hint = "pickled weights are not read, since they can run programs; save the model with safetensors"
-        raise CheckpointError(f"{folder} has no .safetensors file; {hint if pickles else 'copy the weights there'}")
-    for file in files:
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing; copy this shard from the checkpoint again")
-    return files
+def is_packed(info: TensorInfo) -> bool:
+    """Whether these are codes or scales that have no dtype to be cast to."""
+    return info.dtype in PACKED_DTYPES.values()
 
 
-def _indexed_files(index: Path) -> list[Path]:
-    try:
-        names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f"{index} cannot be read; copy it again from the checkpoint") from None
-    if not names:
-        raise CheckpointError(f"{index} names no file; copy it again from the checkpoint")
-    for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index} names {name!r}, which is no .safetensors file of this folder; copy the index again")
-    return [index.parent / name for name in names]
-
-
-def _files_without_index(folder: Path) -> list[Path]:
-    """All safetensors files, and the shards that must lie beside those that are there."""
-    files = set(folder.glob("*.safetensors"))
-    for stem, count in {match.groups() for file in files if (match := _SHARD.fullmatch(file.name))}:
-        files |= {folder / f"{stem}-{i:05d}-of-{count}.safetensors" for i in range(1, int(count) + 1)}
-    return sorted(files)
-
-
-def _read_header(path: Path) -> list[TensorInfo]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            slices = {key: file.get_slice(key) for key in file.keys() if canonical_name(key)}  # noqa: SIM118 - no dict
-            infos = [(key, tuple(part.get_shape()), str(part.get_dtype())) for key, part in slices.items()]
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({' '.join(str(error).split())}); copy it again") from None
-    quantised = [key for key, _, _ in infos if key.endswith(".scales")]
-    if quantised:
+def _read_folder(folder: Path) -> Checkpoint:
+    config = PaliGemmaConfig.from_folder(folder)
+    if config.image_token_index >= config.text.vocab_size:
         raise CheckpointError(
-            f"{path} holds quantised weights ({quantised[0]}), which this version does not read; use an unquantised checkpoint"
+            f"{folder / 'config.json'}: image_token_index {config.image_token_index} lies outside the vocabulary of "
+            f"{config.text.vocab_size} rows; copy the file again from the checkpoint"
         )
-    for key, _, dtype in infos:
-        if dtype not in DTYPES:
-            wanted = "weights must be float32, bfloat16 or float16; save the model in one of these"
-            raise CheckpointError(f"{path}: {key} is {dtype}; {wanted}")
-    return [TensorInfo(path, key, shape, DTYPES[dtype]) for key, shape, dtype in infos]
-
-
-def _check(folder: Path, found: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]], config: PaliGemmaConfig) -> None:
-    _check_names(folder, found, expected if config.tie_word_embeddings else [*expected, HEAD])
+    found = _read_headers(folder)
+    shapes = expected_shapes(config)
+    shapes |= {HEAD: shapes[EMBEDDING]} if HEAD in found or not config.tie_word_embeddings else {}
+    _check_names(folder, found, shapes)
+    packings = {module: _packing(module, found, shapes) for module in _packed_modules(found)}
     for name, info in found.items():
-        wanted = expected[EMBEDDING] if name == HEAD else expected[name]
-        out, channels, height, width = wanted if name == PATCHES else (0, 0, 0, 0)
-        if info.shape != wanted and not (name == PATCHES and info.shape == (out, height, width, channels)):
-            raise CheckpointError(
-                f"{info.file}: {info.key} has shape {info.shape}, config.json asks for {wanted}; they do not belong together"
-            )
+        if name.rpartition(".")[0] not in packings or name.endswith(".bias"):
+            _check_plain(name, info, shapes[name])
+    return Checkpoint(folder, config, found, packings)
 
 
-def _check_names(folder: Path, found: Mapping[str, TensorInfo], expected: Collection[str]) -> None:
-    known = {*expected, HEAD}
-    missing = [name for name in expected if name not in found]
-    unknown = [info.key for name, info in found.items() if name not in known]
+def _read_headers(folder: Path) -> dict[str, TensorInfo]:
+    found: dict[str, TensorInfo] = {}
+    for path in weight_files(folder):
+        for info in read_header(path):
+            name = canonical_name(info.key)
+            if name in found:
+                other = f"{found[name].key} in {found[name].file.name}"
+                raise CheckpointError(f"{path}: {info.key} is there twice (also as {other}); remove one of the two")
+            if name is not None:
+                found[name] = info
+    return found
+
+
+def _packed_modules(found: Mapping[str, TensorInfo]) -> list[str]:
+    return [name.removesuffix(".scales") for name in found if name.endswith(".scales")]
+
+
+def _check_names(folder: Path, found: Mapping[str, TensorInfo], shapes: Mapping[str, Shape]) -> None:
+    """A packed module has scales and biases beside its weight, all three or none of which are there."""
+    parts = {f"{module}.{part}" for module in _packed_modules(found) if len(shapes.get(module + WEIGHT, ())) == 2 for part in PARTS}
+    missing = [name for name in shapes if name not in found]
+    unknown = [info.key for name, info in found.items() if name not in shapes and name not in parts]
     for problem, names in (("lacks", missing), ("has unknown", unknown)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise CheckpointError(f"{folder} {problem} {names[0]}{more}; its weights and its config.json do not belong together")
+
+
+def _packing(module: str, found: Mapping[str, TensorInfo], shapes: Mapping[str, Shape]) -> Packing:
+    infos = {part: found[name] for part in ("weight", *PARTS) if (name := f"{module}.{part}") in found}
+    weight, (rows, width) = infos["weight"], shapes[module + WEIGHT]
+    packing = read_packing(f"{weight.file}: {weight.key}", {part: info.shape for part, info in infos.items()}, width)
+    numbers = "uint8" if packing.mode != "affine" else None
+    for part, info in infos.items():
+        wanted = "uint32" if part == "weight" else numbers
+        if info.dtype != wanted if wanted else is_packed(info):
+            raise CheckpointError(
+                f"{info.file}: {info.key} is {info.dtype}, its module {packing.mode}; convert the checkpoint again"
+            )
+    if weight.shape[0] != rows:
+        raise CheckpointError(
+            f"{weight.file}: {weight.key} has {weight.shape[0]} rows, config.json asks for {rows}; they do not belong together"
+        )
+    return packing
+
+
+def _check_plain(name: str, info: TensorInfo, wanted: Shape) -> None:
+    if is_packed(info):
+        kinds = "weights must be float32, bfloat16 or float16, or packed and with scales; save the model in one of these"
+        raise CheckpointError(f"{info.file}: {info.key} is {info.dtype}; {kinds}")
+    out, channels, height, width = wanted if name == PATCHES else (0, 0, 0, 0)
+    if info.shape != wanted and not (name == PATCHES and info.shape == (out, height, width, channels)):
+        raise CheckpointError(
+            f"{info.file}: {info.key} has shape {info.shape}, config.json asks for {wanted}; they do not belong together"
+        )

@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 from .errors import CheckpointError
+from .hub_download import download
+from .hub_files import is_npz
 
-WANTED_FILES = ["*.json", "*.safetensors", "tokenizer.model", "vae-oid.npz"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -17,7 +18,10 @@ def bundled_checkpoint() -> Path:
 
 
 def find_folder(model: str | Path | None = None, revision: str | None = None) -> Path:
-    """The folder of a checkpoint: None for the bundled demo, a folder, or a Hub id, which is downloaded once.
+    """Where a checkpoint is: None for the bundled demo, a folder, or a Hub id, which is downloaded once.
+
+    An `.npz` file, or a piece of one (`.npz.part00`), is a whole checkpoint: its own path is returned. Of a Hub id whose
+    weights are npz, the folder is returned.
 
     Raises:
         CheckpointError: no such folder, or the Hub does not give it.
@@ -28,7 +32,7 @@ def find_folder(model: str | Path | None = None, revision: str | None = None) ->
         raise CheckpointError(f"model is {model!r}; give a checkpoint's folder, a Hub id, or nothing for the bundled demo")
     try:
         folder = Path(model).expanduser()
-        if folder.is_dir():
+        if folder.is_dir() or (folder.is_file() and is_npz(folder.name)):
             return folder
         is_file = folder.exists()
     except (OSError, RuntimeError) as error:  # a name too long, the home of a user that does not exist
@@ -40,25 +44,4 @@ def find_folder(model: str | Path | None = None, revision: str | None = None) ->
         raise CheckpointError(
             f"{model}: no such folder; give a checkpoint's folder or a Hub id such as google/paligemma2-3b-mix-448"
         )
-    return _download(str(model), revision)
-
-
-def _download(repo: str, revision: str | None) -> Path:
-    from huggingface_hub import errors as hub
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=WANTED_FILES))
-    except hub.HFValidationError:
-        reason = "is neither a folder here nor a Hub id; give a checkpoint's folder or an id such as google/paligemma2-3b-mix-448"
-    except hub.GatedRepoError:
-        reason = f"needs your consent to its licence: accept it at https://huggingface.co/{repo}, then run `hf auth login`"
-    except hub.RevisionNotFoundError:
-        reason = f"has no revision {revision!r} on the Hub; leave --revision out or correct it"
-    except hub.RepositoryNotFoundError:
-        reason = "is neither a folder here nor a model on the Hub that you may see; check the name, or run `hf auth login`"
-    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled):
-        reason = f"is not on this machine and the Hub cannot be reached; go online and run `hf download {repo}` once"
-    except Exception as error:  # noqa: BLE001 - the Hub's client lets through what its network libraries raise
-        reason = f"could not be downloaded ({' '.join(str(error).split())[:200]}); run the command again to go on"
-    raise CheckpointError(f"{repo} {reason}") from None
+    return download(str(model), revision)

@@ -6,6 +6,7 @@ Axes: P patches of a picture, S tokens of a row (its pictures' included), D hidd
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from .config import PaliGemmaConfig
 from .errors import TooLargeError
-from .tensors import EMBEDDING, expected_shapes
+from .packed import Packing
+from .tensors import EMBEDDING, HEAD, WEIGHT, expected_shapes
 
 if TYPE_CHECKING:
     from .processor import ModelInputs
@@ -23,6 +25,8 @@ MEMINFO = Path("/proc/meminfo")
 RESOLUTIONS = (448, 224)  # pixels, of released models below the largest
 HALF = "bfloat16"  # quantised models keep vision, norms and activations in it
 BITS = {"float32": 32, "float16": 16, HALF: 16}
+QUANTISED = (8, 4)  # bits that are advised
+GROUP_BITS = 32 / 64  # per weight: a group of 64 has a scale and a bias of 16 bits each
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,30 @@ class Row:
         return cls(pictures, inputs.input_ids.shape[1] - pictures * config.vision.num_patches, new_tokens)
 
 
-def weight_bytes(config: PaliGemmaConfig, bits: float = 16) -> int:
-    """Of a loaded model. `bits` is what a weight of the text model takes (4.5 and 8.5 with scales), others at least 16."""
+def weight_bytes(config: PaliGemmaConfig, bits: float = 16, table_bits: float | None = None) -> int:
+    """Of a loaded model.
+
+    `bits` is what a weight of the text model takes (4.5 and 8.5 with scales), others at least 16; `table_bits` one of the
+    embedding table and of a head, None: like the others of the text model.
+    """
     sizes = {name: prod(shape) for name, shape in expected_shapes(config).items()}
-    matrices = sum(size for name, size in sizes.items() if _is_quantised(name))
-    head = 0 if config.tie_word_embeddings else sizes[EMBEDDING]
-    return int((matrices + head) * bits + (sum(sizes.values()) - matrices) * max(bits, BITS[HALF])) // 8
+    table = sizes[EMBEDDING] * (1 if config.tie_word_embeddings else 2)
+    layers = sum(size for name, size in sizes.items() if _is_quantised(name) and name != EMBEDDING)
+    rest = sum(sizes.values()) - layers - sizes[EMBEDDING]
+    return int(layers * bits + table * (table_bits or bits) + rest * max(bits, BITS[HALF])) // 8
+
+
+def packed_bytes(config: PaliGemmaConfig, packings: Mapping[str, Packing], bits: int = 16, only: str = "") -> int:
+    """Of weights, by the packing of each module; numbers that are not packed take `bits`. `only`: of names that begin so."""
+    shapes = expected_shapes(config)
+    shapes |= {} if config.tie_word_embeddings else {HEAD: shapes[EMBEDDING]}
+    per_weight = {name: packings[module].bits_per_weight for name in shapes if (module := name.removesuffix(WEIGHT)) in packings}
+    return int(sum(prod(shape) * per_weight.get(name, bits) for name, shape in shapes.items() if name.startswith(only))) // 8
+
+
+def quantised_bits(bits: int) -> float:
+    """Bits that a weight takes when quantised to `bits` in groups of 64: 8.5, 6.5 or 4.5 for 8, 6 or 4; 16 and 32 stay."""
+    return bits if bits >= 16 else bits + GROUP_BITS
 
 
 def row_bytes(config: PaliGemmaConfig, row: Row, bits: float = 16) -> int:
@@ -60,21 +82,33 @@ def row_bytes(config: PaliGemmaConfig, row: Row, bits: float = 16) -> int:
     return int((cache + max(decoding, encoding)) * max(bits, BITS[HALF])) // 8
 
 
-def needed_bytes(config: PaliGemmaConfig, bits: float = 16, row: Row = Row(), rows: int = 1) -> int:
+def needed_bytes(
+    config: PaliGemmaConfig, bits: float = 16, row: Row = Row(), rows: int = 1, table_bits: float | None = None
+) -> int:
     """Of a loaded model that answers `rows` prompts together."""
-    return weight_bytes(config, bits) + rows * row_bytes(config, row, bits)
+    return weight_bytes(config, bits, table_bits) + rows * row_bytes(config, row, bits)
 
 
-def check_model(config: PaliGemmaConfig, dtype: str, row: Row, free: int) -> None:
+def check_model(
+    config: PaliGemmaConfig, dtype: str, row: Row, free: int, *, weights: int | None = None, quantises: bool = False
+) -> None:
     """Refuse a model that could not answer about one picture with `free` bytes, before it is read.
+
+    Args:
+        config: of the model.
+        dtype: of its floats.
+        row: what it is to answer.
+        free: bytes.
+        weights: bytes of its weights; None: of floats.
+        quantises: whether quantised weights would take less memory here; the PyTorch reference unpacks them.
 
     Raises:
         TooLargeError: with what it needs, what there is, and what would fit.
     """
-    need = needed_bytes(config, BITS[dtype], row)
+    need = (weight_bytes(config, BITS[dtype]) if weights is None else weights) + row_bytes(config, row, BITS[dtype])
     if need > free:
         asked = f"the model needs {gigabytes(need)} of memory in {dtype} with a picture of {config.vision.image_size} pixels"
-        raise TooLargeError(f"{asked}, and {gigabytes(free)} are free; {_advice(config, dtype, row, free)}")
+        raise TooLargeError(f"{asked}, and {gigabytes(free)} are free; {_advice(config, dtype, row, free, quantises)}")
 
 
 def check_batch(config: PaliGemmaConfig, bits: int, row: Row, rows: int, free: int) -> None:
@@ -109,18 +143,28 @@ def memory_bytes() -> tuple[int, int]:
     return total, max(min(free, total - used), 0)
 
 
-def _advice(config: PaliGemmaConfig, dtype: str, row: Row, free: int) -> str:
-    """The first that fits: the same model in bfloat16, its variants for smaller pictures, and these in bfloat16."""
+def _advice(config: PaliGemmaConfig, dtype: str, row: Row, free: int, quantises: bool) -> str:
+    """The first that fits: the same model in fewer bits, its variants for smaller pictures, and these in fewer bits."""
     whole = config.vision.image_size
     for size in (whole, *(size for size in RESOLUTIONS if size < whole)):
         smaller = replace(config, vision=replace(config.vision, image_size=size))
-        for kind in dict.fromkeys((dtype, HALF)):
-            need = needed_bytes(smaller, BITS[kind], row)
+        for words, bits, table_bits in _smaller_forms(dtype, quantises):
+            need = needed_bytes(smaller, bits, row, table_bits=table_bits)
             if need <= free:
                 lower = [f"its variant for {size} pixels"] if size < whole else []
-                half = [f"dtype {kind} (--dtype {kind})"] if kind != dtype else []
-                return f"{' in '.join(lower + half)} needs {gigabytes(need)}"
+                return f"{' '.join(lower + words) or 'it'} needs {gigabytes(need)}"
     return "choose a smaller model, `mlx-paligemma doctor` says which fit, or free some memory"
+
+
+def _smaller_forms(dtype: str, quantises: bool) -> list[tuple[list[str], float, float | None]]:
+    """Words for a form, bits of a weight, and of one in the table."""
+    half = [] if dtype == HALF else [([f"in dtype {HALF} (--dtype {HALF})"], 16.0, None)]
+    packed = [
+        ([f"quantised to {bits} bits (mlx-paligemma convert -q --q-bits {bits})"], quantised_bits(bits), quantised_bits(8))
+        for bits in QUANTISED
+        if quantises
+    ]
+    return [([], float(BITS[dtype]), None), *half, *packed]
 
 
 def _is_quantised(name: str) -> bool:

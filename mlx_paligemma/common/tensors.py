@@ -7,11 +7,17 @@ maps all of them to ours.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from .config import GemmaConfig, PaliGemmaConfig, SiglipConfig
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names and ours
+PACKED_DTYPES = {"U32": "uint32", "U8": "uint8"}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint32": 4, "uint8": 1}
+WEIGHT = ".weight"
+HEAD_MODULE = "lm_head"
+POSITIONS = "vision_tower.embeddings.position_embedding"
 HEAD, EMBEDDING, PATCHES = "lm_head.weight", "language_model.embed_tokens.weight", "vision_tower.embeddings.patch_embedding.weight"
 _UNUSED = (".position_ids", ".rotary_emb.inv_freq")  # buffers that old files carry
 
@@ -23,7 +29,12 @@ class TensorInfo:
     file: Path
     key: str  # its name in the file
     shape: tuple[int, ...]
-    dtype: str  # "float32", "float16" or "bfloat16"
+    dtype: str  # "float32", "float16" or "bfloat16"; of packed weights (see packed.py) "uint32" and "uint8"
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in the file."""
+        return prod(self.shape) * BYTES[self.dtype]
 
 
 def canonical_name(key: str) -> str | None:
@@ -31,12 +42,20 @@ def canonical_name(key: str) -> str | None:
     if key.endswith(_UNUSED):
         return None
     name = key.removeprefix("model.")
-    if name in ("lm_head.weight", "language_model.lm_head.weight"):
-        return HEAD
+    if name.startswith("language_model.lm_head."):
+        return name.removeprefix("language_model.")
     for long, short in (("vision_tower.vision_model.", "vision_tower."), ("language_model.model.", "language_model.")):
         if name.startswith(long):
             return short + name.removeprefix(long)
     return name
+
+
+def hub_name(name: str) -> str:
+    """What files of the Hub, and those of MLX's converters, call a tensor of ours. The reverse of `canonical_name`."""
+    for short, long in (("vision_tower.", "vision_tower.vision_model."), ("language_model.", "language_model.model.")):
+        if name.startswith(short):
+            return long + name.removeprefix(short)
+    return f"language_model.{name}" if name.startswith(HEAD_MODULE) else name
 
 
 def expected_shapes(config: PaliGemmaConfig) -> dict[str, tuple[int, ...]]:

@@ -13,8 +13,11 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
+from .config import PaliGemmaConfig
 from .errors import CheckpointError, PromptError
+from .tokenizer_json import read_tokenizer_json
 
+VOCABULARY_FILES = ("tokenizer.model", "tokenizer.json", "paligemma_tokenizer.model")  # the last is big_vision's name
 NUM_LOC, NUM_SEG = 1024, 128
 LOC_TOKENS = tuple(f"<loc{k:04d}>" for k in range(NUM_LOC))
 SEG_TOKENS = tuple(f"<seg{k:03d}>" for k in range(NUM_SEG))
@@ -29,6 +32,7 @@ class PaliGemmaTokenizer:
         Raises:
             CheckpointError: the bytes are no SentencePiece model, or the model is not PaliGemma's.
         """
+        self.model = model
         try:
             self._pieces = SentencePieceProcessor(model_proto=model)
             self.size: int = self._pieces.get_piece_size() if model else 0  # no bytes at all are taken for a model to come
@@ -44,15 +48,20 @@ class PaliGemmaTokenizer:
         self.newline_token_id = self._newline(name)
         self.first_loc = self._run(name, LOC_TOKENS)
         self.first_seg = self._run(name, SEG_TOKENS)
+        self.model, self.name = model, name
 
     @classmethod
     def from_folder(cls, folder: Path) -> PaliGemmaTokenizer:
-        """Read `folder/tokenizer.model`. Raises CheckpointError when it is missing or not PaliGemma's."""
-        path = folder / "tokenizer.model"
+        """Read the first of VOCABULARY_FILES that is there. Raises CheckpointError when none is, or it is not PaliGemma's."""
+        path = folder / VOCABULARY_FILES[0]
         try:
-            return cls(path.read_bytes(), str(path))
+            path = next((folder / name for name in VOCABULARY_FILES if (folder / name).exists()), path)
+            return cls(read_tokenizer_json(folder) if path.suffix == ".json" else path.read_bytes(), str(path))
         except FileNotFoundError:
-            raise CheckpointError(f"{folder} has no tokenizer.model; copy it there from the checkpoint") from None
+            raise CheckpointError(
+                f"{folder} has no tokenizer.model; copy it there from the checkpoint, or its tokenizer.json, "
+                "or big_vision's paligemma_tokenizer.model"
+            ) from None
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
 
@@ -126,8 +135,31 @@ class PaliGemmaTokenizer:
     def _run(self, name: str, pieces: tuple[str, ...]) -> int:
         ids: list[int] = self._pieces.encode("".join(pieces))
         if [self._pieces.id_to_piece(i) for i in ids] != list(pieces) or ids != list(range(ids[0], ids[0] + len(pieces))):
-            raise CheckpointError(f"{name} lacks the tokens {pieces[0]}..{pieces[-1]}; a plain Gemma vocabulary will not do")
+            raise CheckpointError(
+                f"{name} lacks the tokens {pieces[0]}..{pieces[-1]}; a plain Gemma vocabulary will not do: "
+                "copy tokenizer.model from a PaliGemma checkpoint such as google/paligemma-3b-pt-224"
+            )
         return ids[0]
+
+
+def check_vocabulary(tokenizer: PaliGemmaTokenizer, config: PaliGemmaConfig) -> None:
+    """Raise CheckpointError where config.json means another vocabulary: one token id that differs spoils every answer."""
+    image, rows, size = config.image_token_index, config.text.vocab_size, tokenizer.size
+    problem = ""
+    if image == tokenizer.first_loc:  # transformers gives these ids to a model that it trains with a plain Gemma vocabulary
+        problem = (
+            f"image_token_index {image} is its {LOC_TOKENS[0]}; in a plain Gemma vocabulary all loc and seg tokens are one higher"
+        )
+    elif image < size:
+        problem = f"image_token_index {image} is one of its {size} pieces"
+    elif rows < size:
+        problem = f"vocab_size {rows} is less than its {size} pieces"
+    elif image >= rows:
+        problem = f"image_token_index {image} is not one of the {rows} rows of vocab_size"
+    elif config.eos_token_id != tokenizer.eos_token_id:
+        problem = f"eos_token_id {config.eos_token_id} is not its <eos>, {tokenizer.eos_token_id}"
+    if problem:
+        raise CheckpointError(f"config.json and {tokenizer.name} do not belong together: {problem}; copy both from one checkpoint")
 
 
 @dataclass

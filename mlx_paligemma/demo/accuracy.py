@@ -61,6 +61,12 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
     return width * height / union
 
 
+def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two masks, bool [height, width]; two empty ones are equal."""
+    union = (a | b).sum()
+    return float((a & b).sum() / union) if union else 1.0
+
+
 def _questions(scenes: int, seed: int) -> Iterator[tuple[Scene, Question]]:
     for number in range(scenes):
         rng = np.random.default_rng([seed, number])
@@ -90,10 +96,7 @@ def _judge(scores: dict[str, Score], scene: Scene, question: Question, result: G
 
 
 def _mask_iou(found: Detection | None, shape: Shape, width: int, height: int) -> float:
-    if found is None or found.mask is None:
-        return 0.0
-    truth = shape.mask(width, height)
-    return float((found.mask & truth).sum() / (found.mask | truth).sum())
+    return 0.0 if found is None or found.mask is None else mask_iou(found.mask, shape.mask(width, height))
 
 
 def main(

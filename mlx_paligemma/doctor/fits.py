@@ -12,7 +12,7 @@ SIZES = {
     "PaliGemma 3B": Size.pg1_3b, "PaliGemma 2 3B": Size.pg2_3b, "PaliGemma 2 10B": Size.pg2_10b, "PaliGemma 2 28B": Size.pg2_28b,
 }  # fmt: skip
 RESOLUTION = 448  # pixels
-BITS = {"float32": 32.0, "bfloat16": 16.0, "8-bit": 8.5, "4-bit": 4.5}  # per weight, with scale and bias of each 64
+BITS = {"float32": 32, "bfloat16": 16, "8-bit": 8, "4-bit": 4}  # of a weight; the embedding table has 8 at least
 TIGHT = 0.85  # a model above this share of the memory leaves other programs none
 
 
@@ -52,7 +52,8 @@ def memory_budget() -> int:
 
 def needed_bytes(model: str, precision: str) -> int:
     """Weights, activations and cache."""
-    return memory.needed_bytes(published_config(SIZES[model], RESOLUTION), BITS[precision])
+    bits, table = (memory.quantised_bits(least) for least in (BITS[precision], max(BITS[precision], 8)))
+    return memory.needed_bytes(published_config(SIZES[model], RESOLUTION), bits, table_bits=table)
 
 
 def _verdict(needed: int, budget: int) -> Verdict:

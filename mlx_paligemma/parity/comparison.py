@@ -52,12 +52,11 @@ class Comparison:
 
     def __init__(self, question: Question, tell: Tell):
         self.question, self.tell, self._start = question, tell, time.perf_counter()
-        folder = find_folder(question.model, question.revision)
-        self.checkpoint = read_checkpoint(folder)
+        self.checkpoint = read_checkpoint(find_folder(question.model, question.revision))
         self.other = self.checkpoint if question.reference is None else read_checkpoint(find_folder(question.reference))
         check_same_model(self.checkpoint, self.other)
         self.dtype = check_dtype(question.dtype or ("float32" if question.model is None else self.checkpoint.dtype))
-        self.processor = PaliGemmaProcessor(self.checkpoint.config, PaliGemmaTokenizer.from_folder(folder))
+        self.processor = PaliGemmaProcessor(self.checkpoint.config, PaliGemmaTokenizer.from_folder(self.checkpoint.folder))
         self.scenes = build_scenes(self.processor, question.images, question.prompt, question.padded)
         devices = {"mlx": str(mx.default_device()), question.against.value: question.device}
         self.report = ParityReport(describe(question, self.checkpoint, self.other, self.dtype, devices))
@@ -91,7 +90,7 @@ class Comparison:
     def _run_mlx(self, store: CallStore, answer: GreedyRun) -> None:
         self.tell("loading MLX", 0, None)
         backend = open_backend("mlx")
-        model, _ = backend.load(self.checkpoint.folder, dtype=self.dtype, fused=False)
+        model, _ = backend.load(self.checkpoint.path, dtype=self.dtype, fused=False)
         self._compare_modules(store, model)
         self.tell("MLX from the pixels", 0, None)
         drift, logits = run_end_to_end(model, self.scenes.batch, store, self.dtype)
@@ -142,10 +141,10 @@ def open_reference(against: Against, checkpoint: Checkpoint, device: str) -> Any
     if against is Against.transformers:
         from .transformers_reference import TransformersReference
 
-        return TransformersReference(checkpoint.folder, device)
+        return TransformersReference(checkpoint, device)
     from .torch_reference import TorchReference
 
-    return TorchReference(checkpoint.folder, device)
+    return TorchReference(checkpoint, device)
 
 
 class _Telling:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..common.checkpoint import read_checkpoint
+from ..common.checkpoint import Checkpoint
 from ..common.errors import NumericError
 from ..common.mask_codec import FILE_NAME
 from ..common.processor import ModelInputs
@@ -24,13 +23,13 @@ WITH_CACHE = ("self_attn", "language_model", "prefill", "decode")  # what a pref
 class TorchReference:
     """Loaded in float32; nothing is kept of it once this is gone."""
 
-    def __init__(self, folder: Path, device: str = "cpu"):
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu"):
         from torch_ref.device import choose_device
         from torch_ref.weights import load_mask_codec, load_model
 
         self.device = choose_device(device)
-        self.model = load_model(read_checkpoint(folder), "float32", self.device)
-        path = folder / FILE_NAME
+        self.model = load_model(checkpoint, "float32", self.device)
+        path = checkpoint.folder / FILE_NAME
         self.codec = load_mask_codec(path) if path.exists() else None
 
     def record(self, scenes: Scenes, sink: Sink) -> None:

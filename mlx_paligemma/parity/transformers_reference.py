@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..common.config import PaliGemmaConfig
-from ..common.errors import BackendError
+from ..common.checkpoint import Checkpoint
+from ..common.errors import BackendError, CheckpointError
 from ..common.processor import ModelInputs
 from ..common.tensors import canonical_name
 from .call import Call
@@ -49,18 +49,22 @@ def check_version(version: str) -> None:
 class TransformersReference:
     """Loaded in float32; nothing is kept of it once this is gone."""
 
-    def __init__(self, folder: Path, device: str = "cpu"):
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu"):
         try:
             import transformers
         except ModuleNotFoundError:
             wanted = "pip install 'transformers==5.23.0'"
             raise BackendError(f"--against transformers needs the package transformers; install it with: {wanted}") from None
         check_version(transformers.__version__)
+        if checkpoint.npz or checkpoint.packings:
+            form = "big_vision's weights" if checkpoint.npz else "weights that MLX has quantised"
+            wanted = f"mlx-paligemma convert --to hf --model {checkpoint.path} --mlx-path FOLDER"
+            raise CheckpointError(f"transformers does not read {form}; compare what `{wanted}` makes of them")
         from torch_ref.device import choose_device
 
         self.device = choose_device(device)
-        self.model = _load(folder).to(self.device)
-        self.eos = PaliGemmaConfig.from_folder(folder).eos_token_id  # the text model's own is a chat model's
+        self.model = _load(checkpoint.folder).to(self.device)
+        self.eos = checkpoint.config.eos_token_id  # the text model's own is a chat model's
 
     def record(self, scenes: Scenes, sink: Sink) -> None:
         """Run the batch once; each module's call goes to `sink` as it returns. Then the prompts and tokens through the cache."""

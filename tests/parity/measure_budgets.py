@@ -63,7 +63,7 @@ def checkpoints(kind: str, scratch: Path) -> Iterator[Path]:
 
 def measure(folder: Path, largest: dict[tuple[str, str], tuple[float, str]]) -> None:
     """Raise the entries of `largest` to what this checkpoint shows."""
-    reference = TorchReference(folder)
+    reference = TorchReference(read_checkpoint(folder))
     config = reference.model.config
     for seed, (prefixes, suffixes) in enumerate(LENGTHS):
         batch = random_inputs(config, prefixes, suffixes, seed=seed)

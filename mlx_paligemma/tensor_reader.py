@@ -1,0 +1,66 @@
+"""The tensors of a checkpoint as MLX arrays, read one after the other: for a model, and for another checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from .common.big_vision import big_vision_arrays
+from .common.checkpoint import Checkpoint
+from .common.packed import PARTS
+from .common.tensors import PATCHES, POSITIONS, WEIGHT
+from .packed_layers import unpacked
+
+Tensors = dict[str, mx.array]
+
+
+def read_tensors(checkpoint: Checkpoint, dtype: mx.Dtype) -> Iterator[Tensors]:
+    """For a model: each tensor under our name, in `dtype`; a packed one as it is, with its scales and biases.
+
+    A packed table of positions is unpacked, since it is added and not multiplied. One tensor is in memory twice while it is
+    cast: the largest come first, when there is room.
+    """
+    names = [name for name, _ in checkpoint.largest_first()]
+    for tensors in _read(checkpoint, names):
+        if POSITIONS in checkpoint.packings and POSITIONS + WEIGHT in tensors:
+            cast = {POSITIONS + WEIGHT: unpacked(tensors, checkpoint.packings[POSITIONS], dtype)}
+        else:
+            cast = {
+                name: array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array for name, array in tensors.items()
+            }
+        mx.eval(cast)
+        yield cast
+
+
+def read_in_order(checkpoint: Checkpoint) -> Iterator[Tensors]:
+    """For another checkpoint: each tensor under our name, as stored, with the scales and biases of a packed one."""
+    yield from _read(checkpoint, list(checkpoint.tensors))
+
+
+def _read(checkpoint: Checkpoint, names: list[str]) -> Iterator[Tensors]:
+    """In the order of `names`, or in that of a big_vision file. The patch kernel is channels-last, as MLX has it."""
+    if checkpoint.npz is not None:
+        for name, array in big_vision_arrays(checkpoint.npz):
+            yield {name: _channels_last(name, _as_mlx(array, checkpoint.tensors[name].dtype), checkpoint)}
+        return
+    files: dict[Path, Any] = {file: mx.load(str(file)) for file in checkpoint.files()}  # lazy: headers
+    for name in names:
+        module, _, part = name.rpartition(".")
+        if part in PARTS and module in checkpoint.packings:
+            continue
+        together = [name, *(f"{module}.{part}" for part in PARTS if module in checkpoint.packings and name.endswith(WEIGHT))]
+        infos = {each: checkpoint.tensors[each] for each in together if each in checkpoint.tensors}
+        yield {each: _channels_last(each, files[info.file].pop(info.key), checkpoint) for each, info in infos.items()}
+
+
+def _as_mlx(array: np.ndarray, dtype: str) -> mx.array:
+    """NumPy has no bfloat16: such an array comes as uint16."""
+    return mx.array(array).view(mx.bfloat16) if dtype == "bfloat16" else mx.array(array)
+
+
+def _channels_last(name: str, array: mx.array, checkpoint: Checkpoint) -> mx.array:
+    return array.transpose(0, 2, 3, 1) if name == PATCHES and not checkpoint.channels_last else array
