@@ -16,7 +16,7 @@ from .common.model_card import model_card
 from .common.new_folder import new_folder
 from .common.side_files import files_to_copy, generation_json, json_bytes, preprocessor_json
 from .common.tensors import BYTES, EMBEDDING, HEAD, WEIGHT, expected_shapes, hub_name
-from .common.tokenizer import PaliGemmaTokenizer
+from .common.tokenizer import PaliGemmaTokenizer, check_vocabulary
 from .common.tokenizer_files import tokenizer_files
 from .common.upload import check_upload, upload_folder
 from .conversion import Conversion
@@ -106,8 +106,9 @@ def _copy_side_files(source: Path, folder: Path) -> None:
 
 def _write_side_files(conversion: Conversion, folder: Path) -> None:
     """Those that the source lacks, and config.json."""
-    config, vocabulary = conversion.config, PaliGemmaTokenizer.from_folder(conversion.checkpoint.folder).model
-    files = {"tokenizer.model": vocabulary} | tokenizer_files(vocabulary, config.image_token_index)
+    config, tokenizer = conversion.config, PaliGemmaTokenizer.from_folder(conversion.checkpoint.folder)
+    check_vocabulary(tokenizer, config)
+    files = tokenizer_files(tokenizer.model, config.image_token_index)
     files |= {"preprocessor_config.json": json_bytes(preprocessor_json(config))}
     files |= {"generation_config.json": json_bytes(generation_json(config))}
     for name, content in files.items():

@@ -45,7 +45,7 @@ def converted(checkpoint, **wishes) -> dict[str, mx.array]:
 
 def hub_folder(folder, data, made, dtype=torch.float32):
     """An unquantised folder of the Hub with these weights."""
-    return write(folder, {name: torch.from_numpy(np.ascontiguousarray(array)).to(dtype) for name, array in made.items()}, data=data)
+    return write(folder, {name: torch.from_numpy(np.array(array, order="C")).to(dtype) for name, array in made.items()}, data=data)
 
 
 @pytest.fixture

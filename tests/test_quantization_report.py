@@ -197,7 +197,7 @@ def test_a_difference_has_the_error_of_pairs():
     ("name", "recipe"),
     [
         ("8-bit", Recipe(8)),
-        ("3-bit:32", Recipe(3, 32)),
+        ("3-bit:128", Recipe(3, 128)),
         ("mixed_3_6", Recipe(mixed="mixed_3_6")),
         ("nvfp4", Recipe(mode="nvfp4")),
         ("4-bit:32+vision", Recipe(4, 32, vision=True)),
@@ -240,6 +240,7 @@ def test_other_pictures_are_compared_with_the_unquantised_answers(run):
     figures = data["recipes"][0]["figures"]
     assert {name: figure["count"] for name, figure in figures.items()} == {"same text": 2, "box IoU": 1, "mask IoU": 1}
     assert figures["box IoU"]["value"] > 0.9
+    assert all(each["difference"] == pytest.approx(100 * (each["value"] - 1)) for each in figures.values())
 
 
 def test_answers_without_boxes_have_no_figures_about_them(run):
@@ -270,7 +271,7 @@ def test_a_quantised_checkpoint_has_nothing_to_be_compared_with(run, tmp_path):
     convert(None, tmp_path / "q", recipe=Recipe(4))
     code, _, err = run("--model", tmp_path / "q", "--image", PICTURE, "-p", "ocr")
     assert code == 2
-    one_line(err, "quantised already", "original")
+    one_line(err, "quantised already", "nothing to compare with")
 
 
 def test_a_checkpoint_whose_columns_no_group_fills_is_refused(run, tmp_path):

@@ -58,8 +58,26 @@ def test_a_damaged_model_is_read_or_refused_in_one_line(at, inserted, removed):
 
 @pytest.mark.parametrize(
     "model",
-    [b"\x0a", b"\x0a\xff\xff\xff\xff\x0f", b"\xff" * 40, b"\x08\x01", b"\x0b", b"\x0a\x02\x18\x09", b"\x0a\x03\x0a\x01\xff"],
-    ids=["no length", "4 GB", "endless number", "a number for a piece", "a group", "an unknown kind", "no UTF-8"],
+    [
+        b"\x0a",
+        b"\x0a\xff\xff\xff\xff\x0f",
+        b"\xff" * 40,
+        b"\x20" + b"\x80" * 11 + b"\x01",
+        b"\x08\x01",
+        b"\x0b",
+        b"\x0a\x02\x18\x09",
+        b"\x0a\x03\x0a\x01\xff",
+    ],
+    ids=[
+        "no length",
+        "4 GB",
+        "endless number",
+        "a number of 12 bytes",
+        "a number for a piece",
+        "a group",
+        "an unknown kind",
+        "no UTF-8",
+    ],
 )
 def test_bytes_that_are_no_model_are_refused(model):
     with pytest.raises(CheckpointError, match="is not a SentencePiece model"):

@@ -133,8 +133,10 @@ def test_the_home_of_nobody_is_refused():
         pytest.fail("the work has begun")
 
 
-def test_a_mount_point_is_refused():
-    assert "mount point" in refusal(Path("/dev/shm" if os.path.ismount("/dev/shm") else "/"), overwrite=True)
+def test_a_mount_point_is_refused(old, monkeypatch):
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == old)  # mounting takes root
+    assert "mount point" in refusal(old, overwrite=True)
+    assert content(old) == OLD_FILES
 
 
 @pytest.mark.parametrize("inside", ["", "deep"])

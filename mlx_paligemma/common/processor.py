@@ -14,11 +14,11 @@ from typing import cast
 import numpy as np
 
 from .config import PaliGemmaConfig
-from .errors import CheckpointError, PromptError
+from .errors import PromptError
 from .grammar import Grammar, build_grammar
 from .image import ImageSource, open_image, pixel_values
 from .locations import MaskDecoder, MaskEncoder
-from .tokenizer import PaliGemmaTokenizer
+from .tokenizer import PaliGemmaTokenizer, check_vocabulary
 
 IGNORED = -100  # label of a position that is not trained
 ImageRow = ImageSource | Sequence[ImageSource]  # what one prompt is about
@@ -69,7 +69,7 @@ class PaliGemmaProcessor:
         Raises:
             CheckpointError: the configuration and the vocabulary do not belong together.
         """
-        _check_ids(config, tokenizer)
+        check_vocabulary(tokenizer, config)
         self.config, self.tokenizer = config, tokenizer
         self.decode_masks, self.encode_masks = decode_masks, encode_masks
 
@@ -147,19 +147,6 @@ class PaliGemmaProcessor:
             None if suffixes is None else np.array([len(prefix) for prefix in prefixes], dtype=np.int32),
             None if suffixes is None else labels,
         )
-
-
-def _check_ids(config: PaliGemmaConfig, tokenizer: PaliGemmaTokenizer) -> None:
-    """A token id that the configuration and the vocabulary understand differently would spoil every answer."""
-    problem = ""
-    if config.image_token_index < tokenizer.size:
-        problem = f"image_token_index {config.image_token_index} is one of its {tokenizer.size} pieces"
-    elif config.text.vocab_size < tokenizer.size:
-        problem = f"vocab_size {config.text.vocab_size} is less than its {tokenizer.size} pieces"
-    elif config.eos_token_id != tokenizer.eos_token_id:
-        problem = f"eos_token_id {config.eos_token_id} is not its <eos>, {tokenizer.eos_token_id}"
-    if problem:
-        raise CheckpointError(f"config.json and tokenizer.model do not belong together: {problem}; copy both from one checkpoint")
 
 
 def _check_batch(rows: Sequence[list[ImageSource]], prompts: Sequence[str], suffixes: Sequence[str] | None) -> None:
