@@ -18,7 +18,7 @@ from .common.packed import Packing
 from .common.tensors import EMBEDDING, HEAD, PATCHES, POSITIONS, WEIGHT
 from .packed_layers import packed, unpacked
 from .quantization import Recipe, padded, plan
-from .tensor_reader import Tensors, read_in_order
+from .tensor_reader import Tensors, evaluated, read_in_order
 
 MLP_PARTS = {".mlp.fc1.weight": 0, ".mlp.fc1.bias": 0, ".mlp.fc2.weight": 1}  # the axis of the neurons
 FORMS = ("mlx", "hf")
@@ -80,6 +80,7 @@ class Conversion:
             CheckpointError: a number is NaN or infinite, where that is checked.
         """
         for tensors in read_in_order(self.checkpoint):
+            evaluated(self.checkpoint, tensors)
             if self.check_finite:
                 _check_finite(self.checkpoint, tensors)
             name = next(iter(tensors))
@@ -126,7 +127,8 @@ def _is_padding(checkpoint: Checkpoint, width: int) -> bool:
     """Whether the neurons from `width` on do nothing in any layer: what goes into them is zero, and their bias too."""
     names = [name for name in checkpoint.tensors if name.startswith("vision_tower.") and ".mlp.fc1." in name]
     chosen = replace(checkpoint, tensors={name: checkpoint.tensors[name] for name in names})
-    return not any(mx.any(_unpacked(checkpoint, tensors, mx.float32)[width:] != 0).item() for tensors in read_in_order(chosen))
+    fc1 = (_unpacked(checkpoint, evaluated(checkpoint, tensors), mx.float32) for tensors in read_in_order(chosen))
+    return not any(mx.any(tensor[width:] != 0).item() for tensor in fc1)
 
 
 def _is_tied(checkpoint: Checkpoint) -> bool:
@@ -136,7 +138,7 @@ def _is_tied(checkpoint: Checkpoint) -> bool:
     modules = (EMBEDDING.removesuffix(WEIGHT), HEAD.removesuffix(WEIGHT))
     names = [name for name in checkpoint.tensors if name.rpartition(".")[0] in modules]
     chosen = replace(checkpoint, tensors={name: checkpoint.tensors[name] for name in names})
-    table, head = (list(tensors.values()) for tensors in read_in_order(chosen))
+    table, head = (list(evaluated(checkpoint, tensors).values()) for tensors in read_in_order(chosen))
     return len(table) == len(head) and all(mx.array_equal(*pair).item() for pair in zip(table, head, strict=True))
 
 
@@ -148,7 +150,13 @@ def _unpacked(checkpoint: Checkpoint, tensors: Tensors, dtype: mx.Dtype) -> mx.a
 
 
 def _check_finite(checkpoint: Checkpoint, tensors: Tensors) -> None:
-    for name, array in tensors.items():
-        if mx.issubdtype(array.dtype, mx.floating) and not mx.isfinite(array).all().item():
-            info = checkpoint.tensors[name]
+    """Of packed small floats, some of whose codes are NaN, the numbers that they stand for."""
+    name = next(iter(tensors))
+    packing = checkpoint.packings.get(name.removesuffix(WEIGHT))
+    floats = {each: array for each, array in tensors.items() if mx.issubdtype(array.dtype, mx.floating)}
+    if packing is not None and packing.mode != "affine":
+        floats[name] = unpacked(tensors, packing, mx.bfloat16)
+    for each, array in floats.items():
+        if not mx.isfinite(array).all().item():
+            info = checkpoint.tensors[each]
             raise CheckpointError(f"{info.file}: {info.key} holds NaN or infinite numbers; take another copy of the checkpoint")

@@ -58,12 +58,13 @@ def unpacked(tensors: Mapping[str, mx.array], packing: Packing, dtype: mx.Dtype)
     `tensors` are its "weight", "scales" and, in mode "affine", "biases", with or without its path before them.
     """
     parts = {name.rpartition(".")[2]: array for name, array in tensors.items()}
-    pieces = []
-    for start in range(0, len(parts["weight"]), ROWS):
-        rows = {name: array[start : start + ROWS] for name, array in parts.items()}
-        pieces.append(_dequantized(rows, packing).astype(dtype))
-        mx.eval(pieces[-1])  # or the whole matrix would be there in float32
-    return mx.concatenate(pieces)
+    shape = (len(parts["weight"]), parts["scales"].shape[1] * packing.group_size)
+    matrix = mx.zeros(shape, dtype)
+    for start in range(0, shape[0], ROWS):
+        piece = _dequantized({name: array[start : start + ROWS] for name, array in parts.items()}, packing)
+        matrix = mx.slice_update(matrix, piece.astype(dtype), mx.array([start]), axes=(0,))
+        mx.eval(matrix)  # in place, and before the next piece: the whole is never there in float32, nor twice
+    return matrix
 
 
 def _dequantized(parts: Mapping[str, mx.array], packing: Packing) -> mx.array:

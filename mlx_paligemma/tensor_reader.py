@@ -11,11 +11,18 @@ import numpy as np
 
 from .common.big_vision import big_vision_arrays
 from .common.checkpoint import Checkpoint
+from .common.errors import CheckpointError
 from .common.packed import PARTS
 from .common.tensors import PATCHES, POSITIONS, WEIGHT
 from .packed_layers import unpacked
 
 Tensors = dict[str, mx.array]
+READING = "[read]"  # what MLX's errors begin with when it reads a tensor
+OPENING = {  # what is in them when it cannot open a file that is there and can be read, and what to do
+    "bad_cast": "its path is not UTF-8; move it",
+    "Failed to open": "too many files are open; raise `ulimit -n`",
+    "exceeding the size": "it has become shorter meanwhile; copy it again",
+}
 
 
 def read_tensors(checkpoint: Checkpoint, dtype: mx.Dtype) -> Iterator[Tensors]:
@@ -32,13 +39,29 @@ def read_tensors(checkpoint: Checkpoint, dtype: mx.Dtype) -> Iterator[Tensors]:
             cast = {
                 name: array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array for name, array in tensors.items()
             }
-        mx.eval(cast)
-        yield cast
+        yield evaluated(checkpoint, cast)
 
 
 def read_in_order(checkpoint: Checkpoint) -> Iterator[Tensors]:
     """For another checkpoint: each tensor under our name, as stored, with the scales and biases of a packed one."""
     yield from _read(checkpoint, list(checkpoint.tensors))
+
+
+def evaluated(checkpoint: Checkpoint, tensors: Tensors) -> Tensors:
+    """The same, by our names, in memory: until now they were only promised.
+
+    Raises:
+        CheckpointError: the file has become shorter since its header was read, or the disk fails.
+    """
+    try:
+        mx.eval(tensors)
+    except RuntimeError as error:
+        if not str(error).startswith(READING):
+            raise
+        info = checkpoint.tensors[next(iter(tensors))]
+        problem = f"{info.file}: {info.key} cannot be read; the file has changed meanwhile, or the disk fails"
+        raise CheckpointError(f"{problem}: copy it again") from None
+    return tensors
 
 
 def _read(checkpoint: Checkpoint, names: list[str]) -> Iterator[Tensors]:
@@ -47,7 +70,7 @@ def _read(checkpoint: Checkpoint, names: list[str]) -> Iterator[Tensors]:
         for name, array in big_vision_arrays(checkpoint.npz):
             yield {name: _channels_last(name, _as_mlx(array, checkpoint.tensors[name].dtype), checkpoint)}
         return
-    files: dict[Path, Any] = {file: mx.load(str(file)) for file in checkpoint.files()}  # lazy: headers
+    files = {file: _open(file) for file in checkpoint.files()}
     for name in names:
         module, _, part = name.rpartition(".")
         if part in PARTS and module in checkpoint.packings:
@@ -55,6 +78,16 @@ def _read(checkpoint: Checkpoint, names: list[str]) -> Iterator[Tensors]:
         together = [name, *(f"{module}.{part}" for part in PARTS if module in checkpoint.packings and name.endswith(WEIGHT))]
         infos = {each: checkpoint.tensors[each] for each in together if each in checkpoint.tensors}
         yield {each: _channels_last(each, files[info.file].pop(info.key), checkpoint) for each, info in infos.items()}
+
+
+def _open(file: Path) -> dict[str, Any]:
+    """Its tensors, none of which is read yet."""
+    try:
+        tensors: Any = mx.load(str(file))
+    except RuntimeError as error:
+        hint = next((hint for text, hint in OPENING.items() if text in str(error)), f"{error}; save the model again as safetensors")
+        raise CheckpointError(f"{file} cannot be opened by MLX: {hint}") from None
+    return tensors
 
 
 def _as_mlx(array: np.ndarray, dtype: str) -> mx.array:

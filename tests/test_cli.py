@@ -438,3 +438,104 @@ def test_an_answer_that_was_cut_off_says_so(run):
     assert code == 0
     assert json.loads(out)["finish_reason"] == "length"
     one_line(err, "note:", "8 tokens", "--max-tokens")
+
+
+def stored(folder) -> dict:
+    return {name: array for path in folder.glob("*.safetensors") for name, array in load_file(path).items()}
+
+
+def test_convert_quantises_the_demo_which_then_answers(run, tmp_path):
+    target = tmp_path / "made"
+    code, out, err = run("convert", "-q", "--mlx-path", target)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{target}: ") and out.endswith(" GB of weights, 4-bit, groups of 64, the rest float16\n")
+    code, out, err = run("generate", PICTURE, "-p", "caption en", "--model", target, "--dtype", "float32")
+    assert (code, err) == (0, "") and out.strip()
+    answers = [run("generate", PICTURE, "-p", "detect star", "--model", target, "--backend", name, "--dtype", "float32")[1]
+               for name in ("mlx", "torch")]  # fmt: skip
+    assert answers[0] == answers[1] and "<loc" in answers[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "quantization"),
+    [
+        (("--q-bits", 3, "--q-group-size", 32), {"bits": 3, "group_size": 32, "mode": "affine"}),
+        (("--q-mode", "nvfp4"), {"bits": 4, "group_size": 16, "mode": "nvfp4"}),
+        (("--q-mode", "mxfp8", "--q-vision"), {"bits": 8, "group_size": 32, "mode": "mxfp8"}),
+        (("--quant-predicate", "mixed_3_6", "--q-embedding-bits", 6), {"bits": 3, "group_size": 64, "mode": "affine"}),
+    ],
+    ids=str,
+)
+def test_convert_says_in_config_json_what_the_flags_asked_for(run, tmp_path, flags, quantization):
+    assert run("convert", "-q", *flags, "-o", tmp_path / "made")[0] == 0
+    said = json.loads((tmp_path / "made" / "config.json").read_text())["quantization"]
+    assert said | quantization == said
+    table = said.get("language_model.model.embed_tokens", said)
+    assert table["bits"] == (6 if "--q-embedding-bits" in flags else 8)
+    assert any(name.startswith("vision_tower") for name in stored(tmp_path / "made") if name.endswith(".scales")) == (
+        "--q-vision" in flags
+    )
+
+
+def test_convert_to_hf_and_back_gives_every_number_again(run, tmp_path):
+    assert run("convert", "-o", tmp_path / "mlx", "--max-shard-size", 0.001)[0] == 0
+    assert len(list((tmp_path / "mlx").glob("model-*.safetensors"))) > 1
+    assert run("convert", "--hf-path", tmp_path / "mlx", "-o", tmp_path / "hf", "--to", "hf")[0] == 0
+    found, wanted = stored(tmp_path / "hf"), stored(bundled_checkpoint())
+    assert found.keys() == wanted.keys() and all(np.array_equal(found[name], array) for name, array in wanted.items())
+
+
+WISHES = {
+    "bits without -q": (("--q-bits", 4), "add -q"),
+    "vision without -q": (("--q-vision",), "add -q"),
+    "a mode without -q": (("--q-mode", "mxfp4"), "add -q"),
+    "a mixture without -q": (("--quant-predicate", "mixed_3_6"), "add -q"),
+    "2 bits": (("-q", "--q-bits", 2), "--q-bits is 2"),
+    "table of 0 bits": (("-q", "--q-embedding-bits", 0), "--q-embedding-bits is 0"),
+    "groups of 16": (("-q", "--q-group-size", 16), "--q-group-size is 16"),
+    "8 bits of mxfp4": (("-q", "--q-bits", 8, "--q-mode", "mxfp4"), "in mode mxfp4"),
+    "mixed with bits": (("-q", "--q-bits", 8, "--quant-predicate", "mixed_3_6"), "says the bits itself"),
+    "quantised for others": (("-q", "--to", "hf"), "--to hf is for other programs"),
+}
+
+
+@pytest.mark.parametrize(("flags", "words"), WISHES.values(), ids=WISHES)
+def test_convert_refuses_a_wish_in_one_line_and_writes_nothing(run, tmp_path, flags, words):
+    code, out, err = run("convert", *flags, "-o", tmp_path / "made")
+    assert (code, out) == (2, "")
+    one_line(err, words)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flags", [("--q-mode", "int4"), ("--to", "gguf"), ("--dtype", "int8"), ("--max-shard-size", 0),
+                                   ("--quant-predicate", "mixed_2_6"), ("--q-bits", "four")], ids=str)  # fmt: skip
+def test_convert_refuses_a_choice_that_there_is_not(run, tmp_path, flags):
+    code, out, _ = run("convert", "-q", *flags, "-o", tmp_path / "made")
+    assert (code, out) == (2, "") and not list(tmp_path.iterdir())
+
+
+def test_convert_says_in_one_line_why_a_folder_cannot_be_read_or_written(run, tmp_path, checkpoint):
+    target = tmp_path / "made"
+    code, _, err = run("convert", "--model", tmp_path / "nowhere", "-o", target)
+    assert code == 1
+    one_line(err, "nowhere")
+    target.mkdir()
+    (target / "mine").touch()
+    code, _, err = run("convert", "-o", target)
+    assert code == 1
+    one_line(err, str(target), "--overwrite")
+    change_tensors(checkpoint, lambda tensors: tensors["multi_modal_projector.linear.bias"].fill(np.nan))
+    code, _, err = run("convert", "--model", checkpoint, "-o", target, "--check-finite", "--overwrite")
+    assert code == 1
+    one_line(err, "model.safetensors: multi_modal_projector.linear.bias holds NaN")
+    assert [path.name for path in target.iterdir()] == ["mine"]
+
+
+def test_convert_takes_a_quantised_folder_only_as_it_is_or_unpacked(run, tmp_path):
+    assert run("convert", "-q", "-o", tmp_path / "packed")[0] == 0
+    code, _, err = run("convert", "-q", "--q-bits", 8, "--model", tmp_path / "packed", "-o", tmp_path / "again")
+    assert code == 2
+    one_line(err, "quantised already", "--dequantize")
+    assert run("convert", "-q", "--q-bits", 8, "-d", "--model", tmp_path / "packed", "-o", tmp_path / "again")[0] == 0
+    code, out, _ = run("convert", "-d", "--dtype", "bfloat16", "--model", tmp_path / "packed", "-o", tmp_path / "whole")
+    assert code == 0 and out.endswith(" GB of weights, bfloat16\n")

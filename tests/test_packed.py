@@ -3,7 +3,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_paligemma.common import packed
@@ -116,7 +116,6 @@ def test_nonsense_is_refused_in_one_line_with_all_shapes(given):
 _SHAPES = st.lists(st.integers(0, 300), max_size=3).map(tuple)
 
 
-@settings(max_examples=2000)
 @given(st.fixed_dictionaries({"weight": _SHAPES, "scales": _SHAPES}, optional={"biases": _SHAPES}), st.integers(1, 300))
 def test_whatever_the_shapes_there_is_a_form_or_an_error_of_ours(given, width):
     try:

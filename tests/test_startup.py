@@ -61,7 +61,8 @@ def test_the_processor_time_is_within_its_limit(code, limit):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_is_a_function_in_the_file_of_its_name_and_its_help_begins_with_its_purpose(monkeypatch, capfd, name):
-    function = getattr(importlib.import_module(f"mlx_paligemma.cli.{name}"), name)
+    python_name = name.replace("-", "_")
+    function = getattr(importlib.import_module(f"mlx_paligemma.cli.{python_name}"), python_name)
     assert function.__doc__ == COMMANDS[name]
     code, out, err = program(monkeypatch, capfd)(name, "--help")
     assert (code, err) == (0, "")

@@ -51,11 +51,11 @@ def config_json(config: PaliGemmaConfig, dtype: str) -> dict[str, Any]:
     } | {name: getattr(config, name) for name in names}
 
 
-def write_checkpoint(folder: Path, config: PaliGemmaConfig, dtype: str = "bfloat16") -> None:
+def write_checkpoint(folder: Path, config: PaliGemmaConfig, dtype: str = "bfloat16", shard_bytes: int = SHARD_BYTES) -> None:
     """config.json and weights that all matter, in shards."""
     (folder / "config.json").write_text(json.dumps(config_json(config, dtype), indent=1))
     generator, kind = torch.Generator().manual_seed(0), getattr(torch, dtype)
-    shards = list(_shards(expected_shapes(config), kind.itemsize))
+    shards = list(_shards(expected_shapes(config), shard_bytes // kind.itemsize))
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -65,10 +65,10 @@ def write_checkpoint(folder: Path, config: PaliGemmaConfig, dtype: str = "bfloat
         (folder / INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def _shards(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> Iterator[dict[str, tuple[int, ...]]]:
+def _shards(shapes: Mapping[str, tuple[int, ...]], numbers: int) -> Iterator[dict[str, tuple[int, ...]]]:
     shard: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():
-        if shard and itemsize * sum(map(math.prod, [*shard.values(), shape])) > SHARD_BYTES:
+        if shard and sum(map(math.prod, [*shard.values(), shape])) > numbers:
             yield shard
             shard = {}
         shard[name] = shape

@@ -21,6 +21,7 @@ COMMANDS = {  # each a function in the file of its name; what it is for stands h
     "generate": "Answer a prompt about one or more pictures.",
     "chat": "Ask about one picture, question after question. It is encoded once. /help lists the commands.",
     "convert": "Write a checkpoint in another form: quantised, unpacked, in another dtype, for MLX or for other programs.",
+    "evaluate-quantization": "Measure what quantising costs: the demo model's accuracy, or agreement with the unquantised model.",
     "benchmark": "Measure speed and memory, and compare them with what this machine's own bandwidth and arithmetic allow.",
     "doctor": "Check what this machine can do: devices, backends, memory, the Hub, and which models fit.",
     "parity": "Compare MLX with a PyTorch reference: module by module, from pixels to logits, token by token.",
@@ -50,7 +51,8 @@ def _app() -> typer.Typer:
 
 def _command(name: str) -> Callable[..., Any]:
     """A command's function; where it is not asked for, one that only stands in the list, since its imports take their time."""
-    return getattr(import_module(f".{name}", __package__), name) if name in sys.argv else lambda: None
+    function = name.replace("-", "_")
+    return getattr(import_module(f".{function}", __package__), function) if name in sys.argv else lambda: None
 
 
 @contextmanager

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,12 +12,12 @@ import typer
 from ..published import Size
 from . import flags
 from .app import reporting
+from .console import show, status
 
 if TYPE_CHECKING:
     from ..benchmark.measure import KernelChoice
     from ..benchmark.report import Report, Row
 
-PIPED_WIDTH = 120  # characters of a line where there is no terminal
 TITLES = {
     "vision_ms": ("picture encoder", 1, "ms"),
     "time_to_first_token_s": ("time to first token", 1, "s"),
@@ -57,7 +54,7 @@ def benchmark(
 
         kind, size = None if dtype is None else dtype.value, None if random is None else random.value
         setup = Setup(model, size, resolution, kind, prompt_tokens, generation_tokens, batch, trials, bits)
-        with _status() as tell:
+        with status() as tell:
             found = measure(setup, tell) if ab is None else None
             choice = compare_kernels(setup, tell) if ab is not None else None
         if found is not None:
@@ -70,7 +67,7 @@ def _show(found: Report, as_json: bool) -> None:
     """The table, unless it is not wanted, and the JSON line."""
     data = found.as_dict()
     if not as_json:
-        _print(_table(found), *_footnotes(data))
+        show(_table(found), *_footnotes(data))
     print(json.dumps(data, allow_nan=False))
 
 
@@ -111,28 +108,7 @@ def _show_choice(choice: KernelChoice, as_json: bool) -> None:
         for name, ratio in ratios.items():
             steady = "" if ratio.is_steady else f"; not to be relied on, the runs drifted by {ratio.drift:.0%}"
             interval = f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"
-            _print(f"{name}, default over force_fused: {interval}, {ratio.pairs} pairs{steady}")
+            show(f"{name}, default over force_fused: {interval}, {ratio.pairs} pairs{steady}")
     described = {"ab": Variant.force_fused, "model": setup.name, "dtype": choice.plan.dtype, "batch": setup.batch}
     figures = {name: asdict(ratio) | {"steady": ratio.is_steady} for name, ratio in ratios.items()}
     print(json.dumps(described | {"resolution": choice.plan.config.vision.image_size} | figures, allow_nan=False))
-
-
-def _print(*parts: Any) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    for part in parts:
-        console.print(part, markup=False, soft_wrap=isinstance(part, str))
-
-
-@contextmanager
-def _status() -> Iterator[Callable[[str], None]]:
-    """On a terminal stderr says what is being done."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda doing: None
-        return
-    with console.status("") as status:
-        yield status.update

@@ -16,7 +16,7 @@ from .config import PaliGemmaConfig
 from .errors import CheckpointError, OptionError
 from .npz_pieces import find_npz
 from .packed import PARTS, Packing, read_packing
-from .safetensors_files import read_header, weight_files
+from .safetensors_files import read_headers
 from .tensors import (
     BYTES,
     DTYPES,
@@ -30,6 +30,7 @@ from .tensors import (
     expected_shapes,
 )
 
+APART = "do not belong together: copy both from one checkpoint"
 LAST_NORM = "language_model.norm.weight"
 Shape = tuple[int, ...]
 
@@ -114,6 +115,9 @@ def _read_folder(folder: Path) -> Checkpoint:
             f"{config.text.vocab_size} rows; copy the file again from the checkpoint"
         )
     found = _read_headers(folder)
+    if config.text.num_hidden_layers + config.vision.num_hidden_layers > len(found):  # before a name is made for each
+        problem = f"asks for more layers than there are tensors ({len(found)}) in the weights"
+        raise CheckpointError(f"{folder / 'config.json'} {problem}; they {APART}")
     shapes = expected_shapes(config)
     shapes |= {HEAD: shapes[EMBEDDING]} if HEAD in found or not config.tie_word_embeddings else {}
     _check_names(folder, found, shapes)
@@ -126,14 +130,13 @@ def _read_folder(folder: Path) -> Checkpoint:
 
 def _read_headers(folder: Path) -> dict[str, TensorInfo]:
     found: dict[str, TensorInfo] = {}
-    for path in weight_files(folder):
-        for info in read_header(path):
-            name = canonical_name(info.key)
-            if name in found:
-                other = f"{found[name].key} in {found[name].file.name}"
-                raise CheckpointError(f"{path}: {info.key} is there twice (also as {other}); remove one of the two")
-            if name is not None:
-                found[name] = info
+    for info in read_headers(folder):
+        name = canonical_name(info.key)
+        if name in found:
+            other = f"{found[name].key} in {found[name].file.name}"
+            raise CheckpointError(f"{info.file}: {info.key} is there twice (also as {other}); remove one of the two")
+        if name is not None:
+            found[name] = info
     return found
 
 
@@ -144,12 +147,12 @@ def _packed_modules(found: Mapping[str, TensorInfo]) -> list[str]:
 def _check_names(folder: Path, found: Mapping[str, TensorInfo], shapes: Mapping[str, Shape]) -> None:
     """A packed module has scales and biases beside its weight, all three or none of which are there."""
     parts = {f"{module}.{part}" for module in _packed_modules(found) if len(shapes.get(module + WEIGHT, ())) == 2 for part in PARTS}
-    missing = [name for name in shapes if name not in found]
-    unknown = [info.key for name, info in found.items() if name not in shapes and name not in parts]
-    for problem, names in (("lacks", missing), ("has unknown", unknown)):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise CheckpointError(f"{folder} {problem} {names[0]}{more}; its weights and its config.json do not belong together")
+    missing = [f"{folder} lacks {name}" for name in shapes if name not in found]
+    unknown = [f"{info.file} has unknown {info.key}" for name, info in found.items() if name not in shapes and name not in parts]
+    problems = missing or unknown
+    if problems:
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise CheckpointError(f"{problems[0]}{more}; its weights and its config.json {APART}")
 
 
 def _packing(module: str, found: Mapping[str, TensorInfo], shapes: Mapping[str, Shape]) -> Packing:
@@ -160,13 +163,10 @@ def _packing(module: str, found: Mapping[str, TensorInfo], shapes: Mapping[str, 
     for part, info in infos.items():
         wanted = "uint32" if part == "weight" else numbers
         if info.dtype != wanted if wanted else is_packed(info):
-            raise CheckpointError(
-                f"{info.file}: {info.key} is {info.dtype}, its module {packing.mode}; convert the checkpoint again"
-            )
+            right = f"weights packed as {packing.mode} have {wanted or 'floats'} there"
+            raise CheckpointError(f"{info.file}: {info.key} is {info.dtype}, and {right}; convert the checkpoint again")
     if weight.shape[0] != rows:
-        raise CheckpointError(
-            f"{weight.file}: {weight.key} has {weight.shape[0]} rows, config.json asks for {rows}; they do not belong together"
-        )
+        raise CheckpointError(f"{weight.file}: {weight.key} has {weight.shape[0]} rows, config.json asks for {rows}; they {APART}")
     return packing
 
 
@@ -176,6 +176,4 @@ def _check_plain(name: str, info: TensorInfo, wanted: Shape) -> None:
         raise CheckpointError(f"{info.file}: {info.key} is {info.dtype}; {kinds}")
     out, channels, height, width = wanted if name == PATCHES else (0, 0, 0, 0)
     if info.shape != wanted and not (name == PATCHES and info.shape == (out, height, width, channels)):
-        raise CheckpointError(
-            f"{info.file}: {info.key} has shape {info.shape}, config.json asks for {wanted}; they do not belong together"
-        )
+        raise CheckpointError(f"{info.file}: {info.key} has shape {info.shape}, config.json asks for {wanted}; they {APART}")

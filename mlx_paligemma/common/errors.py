@@ -31,3 +31,7 @@ class NumericError(PaliGemmaError):
 
 class TooLargeError(PaliGemmaError):
     """A model or a batch needs more memory than there is."""
+
+
+class BusyError(PaliGemmaError):
+    """A server has as many requests as it takes."""
