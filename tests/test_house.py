@@ -18,9 +18,10 @@ ROOT = PRODUCT.parent
 
 BOTH_BACKENDS = ("mlx_paligemma.backends", "mlx_paligemma.parity", "mlx_paligemma.doctor")  # these alone may reach torch_ref
 # Imports run downwards only. Parts that are not named here stand with the commands' own parts, above `backends`.
-FLOORS = {"__version__": 0, "common": 0, "model": 1, "device": 1, "weights": 2, "fusion": 2, "fused_layers": 2, "decode_step": 2, "memory": 2, "packed_layers": 2, "tensor_reader": 2,
-          "next_token": 3, "look_ahead": 3, "generation": 3, "conversion": 3, "quantization": 3, "shard_writer": 3, "converted_folder": 3, "backends": 4, "cli": 6,
-          "__main__": 7}  # fmt: skip
+FLOORS = {"__version__": 0, "common": 0, "model": 1, "device": 1, "weights": 2, "fusion": 2, "fused_layers": 2,
+          "decode_step": 2, "memory": 2, "packed_layers": 2, "tensor_reader": 2, "next_token": 3, "look_ahead": 3,
+          "generation": 3, "conversion": 3, "quantization": 3, "shard_writer": 3, "converted_folder": 3, "backends": 4,
+          "cli": 6, "__main__": 7}  # fmt: skip
 UPPER_FLOOR = 5
 # A string that can only be for `import_module`; plain "mlx" and "torch" are names of the backends too.
 MODULE_NAME = re.compile(r"torch_ref(\.\w+)*|(torch|mlx)(\.\w+)+")
