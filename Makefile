@@ -8,7 +8,7 @@ BIN := .venv/bin
 OPENBLAS := $(firstword $(wildcard /usr/lib/*-linux-gnu/openblas-pthread/libopenblas.so.0))
 PICTURE := mlx_paligemma/demo/shapes.png
 
-.PHONY: help demo test check counters bench accuracy acceptance vocabulary train-demo real-size clean
+.PHONY: help demo test check consumers counters bench accuracy acceptance vocabulary train-demo real-size clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -30,6 +30,9 @@ bench: .venv/dev-ready .venv-bench/mlx-vlm/ready .venv-bench/transformers/ready 
 	$$($(FIND_PYTHON)) -m venv .venv-bench/$*
 	.venv-bench/$*/bin/pip install --quiet -r $<
 	@touch $@
+
+consumers: .venv/dev-ready .venv-bench/mlx-vlm/ready ## mlx-vlm and transformers read what convert writes, and give the same logits
+	$(BIN)/python benchmarks/consumers.py
 
 counters: .venv/dev-ready ## what a token and a prefill cost at full size, counted without computing
 	$(BIN)/python benchmarks/tracer.py

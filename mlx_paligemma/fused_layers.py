@@ -18,6 +18,7 @@ import mlx.nn as nn
 from .model.gemma import Gemma2Layer, GemmaAttention, GemmaLayer, RMSNorm
 from .model.kv_cache import LayerCache
 from .model.siglip import SiglipAttention, SiglipMLP, SiglipVisionEmbeddings
+from .packed_layers import PackedLinear
 
 QUERIES = 1536  # queries that attend at a time, at most: at 896 pixels the scores of all would take gigabytes
 
@@ -302,7 +303,7 @@ def _form(layer: nn.Module) -> tuple[object, ...]:
 
 def _joined_packed(layers: Sequence[nn.QuantizedLinear]) -> nn.QuantizedLinear:
     first = layers[0]
-    joint = nn.QuantizedLinear(128, 2, "bias" in first, first.group_size, first.bits, first.mode)
+    joint = PackedLinear(128, 2, "bias" in first, first.group_size, first.bits, first.mode)
     joint.update({name: mx.concatenate([layer[name] for layer in layers]) for name in first.parameters()})
     return joint
 

@@ -20,7 +20,7 @@ from .fused_layers import FoldedNorm, FusedLayer, FusedPatches, FusedSiglipAtten
 from .model.gemma import soft_cap
 from .model.kv_cache import KVCache
 from .model.paligemma import PaliGemma
-from .packed_layers import times_rows
+from .packed_layers import times
 
 CPU_BLOCKS = 64  # of the output layer: as so many products, OpenBLAS multiplies a vector with its table 12 % faster
 
@@ -45,7 +45,7 @@ class FusedPaliGemma(PaliGemma):
         if rows is None and (is_packed or hidden.shape[:2] != (1, 1) or self.blocks == 1):
             return super().logits(hidden)
         if rows:
-            logits = times_rows(hidden, layer, slice(*rows)) if is_packed else hidden @ layer.weight[slice(*rows)].T
+            logits = times(hidden, layer, slice(*rows)) if is_packed else hidden @ layer.weight[slice(*rows)].T
         else:
             logits = _in_blocks(hidden, layer.weight, self.blocks)
         cap = self.config.text.final_logit_softcapping
