@@ -4,7 +4,9 @@ The files are those of the hub: the keys that the published ones hold, and no ot
 """
 
 import json
+import os
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -169,6 +171,7 @@ def test_the_first_layer_slides_and_the_second_does_not():
     assert read(pg2(), "text.layer_types")[:3] == ("sliding_attention", "full_attention", "sliding_attention")
 
 
+LONGEST_MESSAGE = 250  # characters
 WRONG = [  # file, changes, words of the message
     ("other model", pg1, {"model_type": "llava"}, "'llava'"),
     ("no model_type", pg1, {"model_type": ABSENT}, "model_type is None"),
@@ -218,6 +221,13 @@ WRONG = [  # file, changes, words of the message
     ("vision heads do not divide", pg1, {"vision_config.num_attention_heads": 7}, "multiple of its num_attention_heads"),
     ("patches do not fit", pg1, {"vision_config.patch_size": 16, "vision_config.image_size": 250}, "multiple of its patch_size"),
     ("image size a list", pg1, {"vision_config.image_size": [224, 224]}, "image_size is [224, 224]"),
+    ("layers without end", pg1, {"text_config.num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
+    ("vision layers without end", pg1, {"vision_config.num_hidden_layers": 1000}, "num_hidden_layers is 1000; it must be"),
+    ("rope_theta beyond floats", pg1, {"text_config.rope_theta": 10**400}, "rope_theta is 1000"),
+    ("eps beyond floats", pg1, {"text_config.rms_norm_eps": 10**4000}, "rms_norm_eps is 1000"),
+    ("image token without end", pg1, {"image_token_index": 10**4000}, "image_token_index is 1000"),
+    ("a model_type without end", pg1, {"model_type": "x" * 10**6}, "model_type is 'xxx"),
+    ("a deep model_type", pg1, {"text_config.model_type": json.loads("[" * 900 + "]" * 900)}, "model_type [[["),
 ]
 
 
@@ -230,7 +240,7 @@ def test_a_wrong_file_gives_one_line_that_names_folder_and_value(data, changes, 
         PaliGemmaConfig.from_folder(tmp_path)
     assert words in str(direct.value)
     assert str(from_folder.value) == f"{tmp_path}: {direct.value}"
-    assert str(direct.value).isprintable()
+    assert str(direct.value).isprintable() and len(str(direct.value)) < LONGEST_MESSAGE
 
 
 @pytest.mark.parametrize(
@@ -258,9 +268,18 @@ def test_an_unreadable_file_gives_one_line_that_names_the_folder(content, words,
     assert caught.value.__context__ is None or caught.value.__suppress_context__, "a traceback would show the inner error too"
 
 
-def test_a_folder_in_place_of_the_file_gives_one_line(tmp_path):
-    (tmp_path / "config.json").mkdir()
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path)], ids=["a folder", "a pipe", "a loop"])
+def test_what_is_no_file_in_its_place_gives_one_line(tmp_path, make):
+    make(tmp_path / "config.json")
     with pytest.raises(CheckpointError, match="cannot be read"):
+        PaliGemmaConfig.from_folder(tmp_path)
+
+
+def test_a_file_larger_than_any_config_is_not_read(tmp_path, monkeypatch):
+    (tmp_path / "config.json").touch()
+    os.truncate(tmp_path / "config.json", 10**9)
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: pytest.fail("it is read"))
+    with pytest.raises(CheckpointError, match="a very large one"):
         PaliGemmaConfig.from_folder(tmp_path)
 
 

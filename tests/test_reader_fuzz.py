@@ -174,7 +174,7 @@ def test_headers_with_other_values(folder, originals, shard, changes):
 
 
 @cases(400)
-@given(replacements(NUMBERS))
+@given(replacements(NUMBERS + HUGE))
 def test_configs_with_other_values(folder, originals, changes):
     text = json.dumps(replaced(json.loads(originals["config.json"]), changes))
     assert_refused_or_read(folder, originals, **{"config.json": text.encode()})

@@ -186,3 +186,8 @@ def test_where_one_may_not_write_is_refused(closed, mode):
         assert answer.stdout.startswith("CheckpointError"), answer
         assert "you may not write in" in answer.stdout
         assert [path.name for path in Path(parent).iterdir()] == ["out"]
+
+
+def test_a_name_that_is_not_utf8_is_refused_in_ascii(tmp_path):
+    message = refusal(tmp_path / "na\udcffme")
+    assert "it is not UTF-8" in message and "na\\udcffme" in message and message.isascii()

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mlx_paligemma.common.big_vision import big_vision_arrays
 from mlx_paligemma.common.checkpoint import Checkpoint, check_dtype, read_checkpoint
+from mlx_paligemma.common.errors import CheckpointError
 from mlx_paligemma.common.hub import find_folder
 from mlx_paligemma.common.locations import MaskDecoder, MaskEncoder
 from mlx_paligemma.common.mask_codec import FILE_NAME, read_mask_codec
@@ -128,6 +129,10 @@ def _as_torch(array: np.ndarray, dtype: str) -> Tensor:
 
 
 def _read(info: TensorInfo) -> Tensor:
-    with safe_open(info.file, framework="pt") as tensors:  # anew for each: an open file keeps what was read of it mapped
-        tensor: Tensor = tensors.get_tensor(info.key)
+    try:
+        with safe_open(info.file, framework="pt") as tensors:  # anew for each: an open file keeps what was read of it mapped
+            tensor: Tensor = tensors.get_tensor(info.key)
+    except (SafetensorError, OSError):
+        problem = f"{info.file}: {info.key} cannot be read; the file has changed meanwhile, or the disk fails"
+        raise CheckpointError(f"{problem}: copy it again") from None
     return tensor

@@ -8,14 +8,16 @@ Papers: PaliGemma, arXiv:2407.07726; PaliGemma 2, arXiv:2412.03555.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from reprlib import repr as brief  # of a damaged file's value, which may be as long as the file
 from typing import Any
 
 from .errors import CheckpointError
 
+LARGEST_FILE = 1 << 24  # bytes; published ones have some thousand
+LARGEST_NUMBER, MOST_LAYERS = 1 << 32, 1000  # no size, id or constant of a model comes near
 GEMMA2_27B_HIDDEN_SIZE = 4608  # the only released text model with heads of 128 and a query scale of 144 ** -0.5
 LAYER_TYPES = ("sliding_attention", "full_attention")
 TANH_GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")  # three names of the tanh approximation
@@ -48,7 +50,7 @@ class SiglipConfig:
         if data.get("vision_use_head"):
             raise CheckpointError("config.json asks for a vision pooling head (vision_use_head); PaliGemma has none")
         if _first(data, "hidden_act", default=TANH_GELU[0]) not in TANH_GELU:
-            raise CheckpointError(f"config.json: vision hidden_act {data['hidden_act']!r} is not the tanh GELU of SigLIP")
+            raise CheckpointError(f"config.json: vision hidden_act {brief(data['hidden_act'])} is not the tanh GELU of SigLIP")
         config = cls(**_pick(data, cls))
         _require_numbers("vision_config", config)
         if config.hidden_size % config.num_attention_heads:
@@ -89,7 +91,7 @@ class GemmaConfig:
         """Read `text_config`. Raises CheckpointError when a size is missing or the model is not Gemma or Gemma 2."""
         model_type = _first(data, "model_type", default="gemma")
         if model_type not in ("gemma", "gemma2"):
-            raise CheckpointError(f"config.json: text model_type {model_type!r} is unknown; PaliGemma has gemma or gemma2")
+            raise CheckpointError(f"config.json: text model_type {brief(model_type)} is unknown; PaliGemma has gemma or gemma2")
         for name in ("hidden_size", "intermediate_size", "num_hidden_layers"):
             if data.get(name) is None:
                 raise CheckpointError(f"config.json: text_config has no {name}; copy the file again from the checkpoint")
@@ -133,7 +135,9 @@ class PaliGemmaConfig:
             CheckpointError: the file is of another model, or lacks what has no safe default.
         """
         if data.get("model_type") != "paligemma":
-            raise CheckpointError(f"config.json: model_type is {data.get('model_type')!r}, not 'paligemma'; choose another folder")
+            raise CheckpointError(
+                f"config.json: model_type is {brief(data.get('model_type'))}, not 'paligemma'; choose another folder"
+            )
         text_data, vision_data = data.get("text_config"), _first(data, "vision_config", default={})
         if not isinstance(text_data, Mapping) or not isinstance(vision_data, Mapping):
             name = "vision_config" if isinstance(text_data, Mapping) else "text_config"
@@ -141,7 +145,9 @@ class PaliGemmaConfig:
         text = GemmaConfig.from_dict(text_data)
         projection_dim = data.get("projection_dim") or text.hidden_size
         if projection_dim != text.hidden_size:
-            raise CheckpointError(f"config.json: projection_dim {projection_dim!r} is not the text hidden_size {text.hidden_size}")
+            raise CheckpointError(
+                f"config.json: projection_dim {brief(projection_dim)} is not the text hidden_size {text.hidden_size}"
+            )
         return cls(
             text=text,
             vision=SiglipConfig.from_dict(vision_data),
@@ -159,6 +165,8 @@ class PaliGemmaConfig:
         """Read `folder/config.json`. Raises CheckpointError when it is missing, not JSON or not a PaliGemma's."""
         path = folder / "config.json"
         try:
+            if path.exists() and not (path.is_file() and path.stat().st_size <= LARGEST_FILE):
+                raise ValueError("it is no file, or a very large one")
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise CheckpointError(f"{folder} has no config.json; --model wants a folder with a PaliGemma checkpoint") from None
@@ -226,8 +234,8 @@ def _first(data: Mapping[str, Any], *names: str, default: Any) -> Any:
 def _token_id(data: Mapping[str, Any], *names: str, default: int) -> int:
     value = _first(data, *names, default=default)
     value = value[0] if isinstance(value, list) and value else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise CheckpointError(f"config.json: {names[0]} is {value!r}; it must be a token id")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < LARGEST_NUMBER:
+        raise CheckpointError(f"config.json: {names[0]} is {brief(value)}; it must be a token id")
     return value
 
 
@@ -238,6 +246,9 @@ def _require_numbers(section: str, config: SiglipConfig | GemmaConfig) -> None:
             continue
         whole = kind.startswith("int")
         right_type = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        if not right_type or not 0 < value < math.inf:
+        limit = MOST_LAYERS if field.name == "num_hidden_layers" else LARGEST_NUMBER
+        if not right_type or not 0 < value < limit:
             wanted = "whole number" if whole else "number"
-            raise CheckpointError(f"config.json: {section}.{field.name} is {value!r}; it must be a positive {wanted}")
+            raise CheckpointError(
+                f"config.json: {section}.{field.name} is {brief(value)}; it must be a positive {wanted} below {limit}"
+            )

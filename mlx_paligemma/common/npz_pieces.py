@@ -83,7 +83,8 @@ def _find_in(folder: Path) -> tuple[Path, ...]:
     names = {_whole_name(file.name) for file in folder.iterdir()}
     found = sorted(name for name in names if name.endswith(".npz") and name != FILE_NAME)
     if len(found) > 1:
-        raise CheckpointError(f"{folder} has several npz files ({', '.join(found)}); give the path of the one that is wanted")
+        several = ", ".join(found[:3] + ["..."][: len(found) > 3])
+        raise CheckpointError(f"{folder} has several npz files ({several}); give the path of the one that is wanted")
     return _pieces(folder / found[0]) if found else ()
 
 

@@ -17,13 +17,15 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:  # a name too long, a loop of links, the home of nobody, a zero byte
-        reason = getattr(error, "strerror", None) or error
+        reason = "it is not UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error
+        target = Path(ascii(str(target))[1:-1]) if isinstance(error, UnicodeError) else target
         raise CheckpointError(f"{target} cannot be written ({reason}); choose another folder") from None
 
 
 def absolute(target: Path) -> Path:
     """Without links in the parents, `~` and `..`; a last part that is a link stays."""
     path = target.expanduser()
+    str(path).encode()  # MLX writes to paths in UTF-8 alone; a UnicodeError is a ValueError
     return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
 
 

@@ -56,6 +56,8 @@ class PaliGemmaTokenizer:
         path = folder / VOCABULARY_FILES[0]
         try:
             path = next((folder / name for name in VOCABULARY_FILES if (folder / name).exists()), path)
+            if path.exists() and not path.is_file():
+                raise CheckpointError(f"{path} is not a file; copy the file itself from the checkpoint")
             return cls(read_tokenizer_json(folder) if path.suffix == ".json" else path.read_bytes(), str(path))
         except FileNotFoundError:
             raise CheckpointError(
@@ -63,7 +65,7 @@ class PaliGemmaTokenizer:
                 "or big_vision's paligemma_tokenizer.model"
             ) from None
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
+            raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions, or copy it again") from None
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` alone, without bos, eos or newline added.
