@@ -10,12 +10,16 @@ from parity.planted_faults import faults, input_faults
 from parity.tiny_models import config_json, write_pair
 from program import PICTURE, one_line, program
 
+from mlx_paligemma.common.config import PaliGemmaConfig
 from mlx_paligemma.common.errors import BackendError
 from mlx_paligemma.common.image import open_image
+from mlx_paligemma.common.tokenizer import PaliGemmaTokenizer
+from mlx_paligemma.common.tokenizer_files import tokenizer_files
 from mlx_paligemma.model import siglip
 from mlx_paligemma.parity import end_to_end, scenes, torch_reference
 from mlx_paligemma.parity.call_store import CallStore
 from mlx_paligemma.parity.comparison import compare_backends
+from mlx_paligemma.parity.input_check import InputCheck
 from mlx_paligemma.parity.origin import Question
 from mlx_paligemma.parity.replay import Replayer
 from mlx_paligemma.parity.transformers_reference import check_version
@@ -247,3 +251,17 @@ def test_a_reference_out_of_memory_says_what_shrinks_it(run, folder, monkeypatch
     code, _, err = run("parity", "--model", folder, *QUESTION)
     assert code == 1
     one_line(err, "out of memory", "--no-batch")
+
+
+def test_a_vocabulary_in_another_file_does_not_keep_from_comparing(tmp_path):
+    """As in folders that have only tokenizer.json, and beside an npz."""
+    folder = write_pair(tmp_path / "pair", config_json(1)).folder
+    vocabulary = (folder / "tokenizer.model").read_bytes()
+    wanted = InputCheck(folder, PaliGemmaConfig.from_folder(folder)).pieces.encode("detect cat")
+    (folder / "tokenizer.model").unlink()
+    (folder / "tokenizer.json").write_bytes(tokenizer_files(vocabulary, tokenizer_size(vocabulary))["tokenizer.json"])
+    assert InputCheck(folder, PaliGemmaConfig.from_folder(folder)).pieces.encode("detect cat") == wanted
+
+
+def tokenizer_size(model: bytes) -> int:
+    return PaliGemmaTokenizer(model).size

@@ -15,6 +15,7 @@ from sentencepiece import SentencePieceProcessor
 
 from ..common.config import PaliGemmaConfig
 from ..common.processor import ModelInputs
+from ..common.tokenizer import PaliGemmaTokenizer
 from . import budgets
 from .distance import WRONG, Distance, distance, worst_distance
 from .report import ModuleParity
@@ -35,7 +36,7 @@ class InputCheck:
     """For the vocabulary of one checkpoint's folder."""
 
     def __init__(self, folder: Path, config: PaliGemmaConfig):
-        self.pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+        self.pieces = SentencePieceProcessor(model_proto=PaliGemmaTokenizer.from_folder(folder).model)
         self.config = config
 
     def compare(self, inputs: ModelInputs, rows: Sequence[Row]) -> ModuleParity:

@@ -18,7 +18,7 @@ from ..common.errors import CheckpointError
 from .report import Origin
 
 PACKAGES = ("mlx-paligemma", "mlx", "torch", "transformers", "numpy")
-HASHED = ("*.json", "*.safetensors", "tokenizer.model", "vae-oid.npz")
+HASHED = ("*.json", "*.safetensors", "*.npz", "*.npz.part*", "*tokenizer.model")
 BLOCK = 1 << 24  # bytes that are hashed at a time
 
 
