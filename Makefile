@@ -20,8 +20,8 @@ demo: .venv/run-ready ## caption, answer, locate and segment in a picture, with 
 	@echo "\$$ mlx-paligemma generate $(PICTURE) -p \"segment heart\" --json -o demo_out/shapes.png"
 	@$(BIN)/mlx-paligemma generate $(PICTURE) -p "segment heart" --json -o demo_out/shapes.png
 
-test: .venv/dev-ready ## run the tests
-	$(BIN)/python -m pytest
+test: .venv/dev-ready ## run the tests, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: .venv/dev-ready .venv-bench/mlx-vlm/ready .venv-bench/transformers/ready ## ours against mlx-vlm and transformers, in turn
 	$(BIN)/python benchmarks/compare.py $(addprefix --openblas ,$(OPENBLAS)) --output benchmarks/results/comparison-$$(date +%Y-%m-%d)-$$(uname -m).json

@@ -370,7 +370,7 @@ def test_the_file_that_is_damaged_is_whole_before(tmp_path):
     assert judged(tmp_path, json.dumps(SMALL).encode())
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(VALUES, min_size=1, max_size=3), st.randoms(use_true_random=False))
 def test_any_value_in_any_place_gives_a_working_model_or_one_line(damaged, values, rng):
     data = deepcopy(SMALL)
@@ -379,7 +379,7 @@ def test_any_value_in_any_place_gives_a_working_model_or_one_line(damaged, value
     judged(damaged, json.dumps(data).encode())
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(CUTS, min_size=1, max_size=3))
 def test_a_damaged_file_gives_a_working_model_or_one_line(damaged, cuts):
     content = json.dumps(SMALL, ensure_ascii=False).encode()
