@@ -15,10 +15,10 @@ from .common.checkpoint import Checkpoint, check_dtype
 from .common.config import PaliGemmaConfig, SiglipConfig
 from .common.errors import CheckpointError, OptionError
 from .common.packed import Packing
-from .common.tensors import EMBEDDING, HEAD, PATCHES, POSITIONS, WEIGHT
+from .common.tensors import EMBEDDING, HEAD, HEAD_MODULE, PATCHES, POSITIONS, WEIGHT
 from .packed_layers import packed, unpacked
 from .quantization import Recipe, padded, plan
-from .tensor_reader import Tensors, evaluated, read_in_order
+from .tensor_reader import Tensors, evaluated, is_tied, read_in_order
 
 MLP_PARTS = {".mlp.fc1.weight": 0, ".mlp.fc1.bias": 0, ".mlp.fc2.weight": 1}  # the axis of the neurons
 FORMS = ("mlx", "hf")
@@ -138,8 +138,8 @@ def _is_tied(checkpoint: Checkpoint) -> bool:
     modules = (EMBEDDING.removesuffix(WEIGHT), HEAD.removesuffix(WEIGHT))
     names = [name for name in checkpoint.tensors if name.rpartition(".")[0] in modules]
     chosen = replace(checkpoint, tensors={name: checkpoint.tensors[name] for name in names})
-    table, head = (list(evaluated(checkpoint, tensors).values()) for tensors in read_in_order(chosen))
-    return len(table) == len(head) and all(mx.array_equal(*pair).item() for pair in zip(table, head, strict=True))
+    found = {name: array for tensors in read_in_order(chosen) for name, array in evaluated(checkpoint, tensors).items()}
+    return is_tied({name: array for name, array in found.items() if name.startswith(HEAD_MODULE)}, found)
 
 
 def _unpacked(checkpoint: Checkpoint, tensors: Tensors, dtype: mx.Dtype) -> mx.array:

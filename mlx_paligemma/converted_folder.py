@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,11 @@ from . import __version__
 from .common.checkpoint import read_checkpoint
 from .common.config_file import config_json
 from .common.hub import bundled_checkpoint, find_folder
+from .common.memory import BITS, packed_bytes
 from .common.model_card import model_card
 from .common.new_folder import new_folder
 from .common.side_files import files_to_copy, generation_json, json_bytes, preprocessor_json
-from .common.tensors import BYTES, EMBEDDING, HEAD, WEIGHT, expected_shapes, hub_name
+from .common.tensors import WEIGHT, hub_name
 from .common.tokenizer import PaliGemmaTokenizer, check_vocabulary
 from .common.tokenizer_files import tokenizer_files
 from .common.upload import check_upload, upload_folder
@@ -89,13 +89,7 @@ def _write(conversion: Conversion, folder: Path, shard_bytes: int, card: str) ->
 
 def _needed_bytes(conversion: Conversion) -> int:
     """Of the folder, about."""
-    shapes = expected_shapes(conversion.config)
-    shapes |= {} if conversion.config.tie_word_embeddings else {HEAD: shapes[EMBEDDING]}
-    total = 0.0
-    for name, shape in shapes.items():
-        packing = conversion.packings.get(name.removesuffix(WEIGHT))
-        total += prod(shape) * (packing.bits_per_weight / 8 if packing else BYTES[conversion.float_dtype])
-    return int(total) + SIDE_BYTES
+    return packed_bytes(conversion.config, conversion.packings, BITS[conversion.float_dtype]) + SIDE_BYTES
 
 
 def _copy_side_files(source: Path, folder: Path) -> None:

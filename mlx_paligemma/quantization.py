@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from .common.config import PaliGemmaConfig
 from .common.errors import OptionError
 from .common.packed import AFFINE_GROUPS, FLOAT_MODES, Packing
-from .common.tensors import EMBEDDING, HEAD, PATCHES, POSITIONS, WEIGHT, expected_shapes
+from .common.tensors import EMBEDDING, HEAD, PATCHES, POSITIONS, WEIGHT, shapes_with_head
 
 BITS = (3, 4, 5, 6, 8)
 MODES = ("affine", *FLOAT_MODES)
@@ -79,8 +79,7 @@ def plan(config: PaliGemmaConfig, recipe: Recipe) -> dict[str, Packing]:
     Raises:
         OptionError: that is all of them.
     """
-    shapes = expected_shapes(config)
-    shapes |= {} if config.tie_word_embeddings else {HEAD: shapes[EMBEDDING]}
+    shapes = shapes_with_head(config)
     matrices = {name.removesuffix(WEIGHT): shape[1] for name, shape in shapes.items() if len(shape) == 2 and name.endswith(WEIGHT)}
     chosen = {module: _packing(module, width, config, recipe) for module, width in matrices.items()}
     fitting = {module: packing for module, packing in chosen.items() if packing and not matrices[module] % packing.group_size}

@@ -13,7 +13,7 @@ from .common.big_vision import big_vision_arrays
 from .common.checkpoint import Checkpoint
 from .common.errors import CheckpointError
 from .common.packed import PARTS
-from .common.tensors import PATCHES, POSITIONS, WEIGHT
+from .common.tensors import EMBEDDING, HEAD_MODULE, PATCHES, POSITIONS, WEIGHT
 from .packed_layers import unpacked
 
 Tensors = dict[str, mx.array]
@@ -62,6 +62,12 @@ def evaluated(checkpoint: Checkpoint, tensors: Tensors) -> Tensors:
         problem = f"{info.file}: {info.key} cannot be read; the file has changed meanwhile, or the disk fails"
         raise CheckpointError(f"{problem}: copy it again") from None
     return tensors
+
+
+def is_tied(head: Tensors, weights: Tensors) -> bool:
+    """Whether the head, with its scales and biases where it is packed, is the embedding table once more."""
+    pairs = {name: weights.get(EMBEDDING.removesuffix(WEIGHT) + name.removeprefix(HEAD_MODULE)) for name in head}
+    return all(table is not None and bool(mx.array_equal(head[name], table)) for name, table in pairs.items())
 
 
 def _read(checkpoint: Checkpoint, names: list[str]) -> Iterator[Tensors]:

@@ -15,14 +15,14 @@ from .common.hub import find_folder
 from .common.locations import MaskDecoder, MaskEncoder
 from .common.mask_codec import FILE_NAME, read_mask_codec
 from .common.processor import PaliGemmaProcessor
-from .common.tensors import EMBEDDING, HEAD, HEAD_MODULE, POSITIONS, WEIGHT
+from .common.tensors import HEAD, POSITIONS, WEIGHT
 from .common.tokenizer import PaliGemmaTokenizer
 from .fusion import fuse
 from .memory import check_model, small_cache
 from .model.mask_decoder import MaskCodec
 from .model.paligemma import PaliGemma
 from .packed_layers import pack_modules
-from .tensor_reader import Tensors, read_tensors
+from .tensor_reader import Tensors, is_tied, read_tensors
 
 
 def load(
@@ -62,7 +62,7 @@ def load_model(checkpoint: Checkpoint, dtype: str | None = None) -> PaliGemma:
     weights: Tensors = {}
     with small_cache(checkpoint.config):
         for tensors in read_tensors(checkpoint, getattr(mx, target)):
-            if HEAD not in tensors or not _is_tied(tensors, weights):  # else it goes before the others come
+            if HEAD not in tensors or not is_tied(tensors, weights):  # else it goes before the others come
                 weights |= tensors
     packings = {path: packing for path, packing in checkpoint.packings.items() if path != POSITIONS and path + WEIGHT in weights}
     model = PaliGemma(replace(checkpoint.config, tie_word_embeddings=HEAD not in weights))
@@ -100,12 +100,6 @@ def _lazy_functions(path: Path) -> tuple[MaskDecoder, MaskEncoder]:
         return np.array(codec().encode(mx.array(masks)[..., None]))
 
     return decode, encode
-
-
-def _is_tied(head: Tensors, weights: Tensors) -> bool:
-    """Whether the head, with its scales and biases where it is packed, is the embedding table once more."""
-    pairs = {name: weights.get(EMBEDDING.removesuffix(WEIGHT) + name.removeprefix(HEAD_MODULE)) for name in head}
-    return all(table is not None and bool(mx.array_equal(head[name], table)) for name, table in pairs.items())
 
 
 def _channels_last(array: np.ndarray, transposed: bool) -> mx.array:

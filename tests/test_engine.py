@@ -143,6 +143,12 @@ def test_work_for_mlx_is_done_between_two_steps(engine):
         engine.call(lambda: 1 / 0)
 
 
+def test_a_picture_is_encoded_once_for_all_questions_about_it(demo, engine, questions):
+    for prompt in ("caption en", "answer en how many shapes are there?"):
+        asked(engine, demo[1], questions[0][0], prompt, max_tokens=5).run()
+    assert (engine._features.misses, engine._features.hits) == (1, 1)
+
+
 def test_work_that_comes_after_the_end_is_refused(demo):
     engine = Engine(lambda: load()[0])
     engine.close()

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
 SPACE = "free some space, or set HF_HOME to a folder on another disk, and run the command again to go on"
-EXAMPLE = "google/paligemma2-3b-mix-448"
 
 
 def download_error(error: Exception, repo: str, revision: str | None, begun: bool) -> CheckpointError:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from .config import PaliGemmaConfig
 from .errors import TooLargeError
 from .packed import Packing
-from .tensors import EMBEDDING, HEAD, WEIGHT, expected_shapes
+from .tensors import EMBEDDING, WEIGHT, expected_shapes, shapes_with_head
 
 if TYPE_CHECKING:
     from .processor import ModelInputs
@@ -26,7 +26,7 @@ RESOLUTIONS = (448, 224)  # pixels, of released models below the largest
 HALF = "bfloat16"  # quantised models keep vision, norms and activations in it
 BITS = {"float32": 32, "float16": 16, HALF: 16}
 QUANTISED = (8, 4)  # bits that are advised
-GROUP_BITS = 32 / 64  # per weight: a group of 64 has a scale and a bias of 16 bits each
+GROUP = 64  # weights that share a scale, where nothing else is said
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,14 @@ def weight_bytes(config: PaliGemmaConfig, bits: float = 16, table_bits: float | 
 
 def packed_bytes(config: PaliGemmaConfig, packings: Mapping[str, Packing], bits: int = 16, only: str = "") -> int:
     """Of weights, by the packing of each module; numbers that are not packed take `bits`. `only`: of names that begin so."""
-    shapes = expected_shapes(config)
-    shapes |= {} if config.tie_word_embeddings else {HEAD: shapes[EMBEDDING]}
+    shapes = shapes_with_head(config)
     per_weight = {name: packings[module].bits_per_weight for name in shapes if (module := name.removesuffix(WEIGHT)) in packings}
     return int(sum(prod(shape) * per_weight.get(name, bits) for name, shape in shapes.items() if name.startswith(only))) // 8
 
 
 def quantised_bits(bits: int) -> float:
-    """Bits that a weight takes when quantised to `bits` in groups of 64: 8.5, 6.5 or 4.5 for 8, 6 or 4; 16 and 32 stay."""
-    return bits if bits >= 16 else bits + GROUP_BITS
+    """Bits that a weight takes when quantised to `bits` in groups of GROUP: 8.5, 6.5 or 4.5 for 8, 6 or 4; 16 and 32 stay."""
+    return bits if bits >= 16 else Packing(bits, GROUP).bits_per_weight
 
 
 def row_bytes(config: PaliGemmaConfig, row: Row, bits: float = 16) -> int:

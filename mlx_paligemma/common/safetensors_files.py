@@ -14,6 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from .errors import CheckpointError
+from .hub_files import PICKLES
 from .tensors import DTYPES, PACKED_DTYPES, TensorInfo, canonical_name
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -36,7 +37,7 @@ def weight_files(folder: Path) -> list[Path]:
     try:
         files = _indexed_files(index) if os.path.lexists(index) else _files_without_index(folder)
         if not files:
-            pickles = any(file.suffix in (".bin", ".pt", ".pth", ".ckpt") for file in folder.iterdir())
+            pickles = any(file.suffix in PICKLES for file in folder.iterdir())
             hint = "pickled weights are not read, since they can run programs; save the model with safetensors"
             raise CheckpointError(f"{folder} has no .safetensors file; {hint if pickles else 'copy the weights there'}")
         for file in files:

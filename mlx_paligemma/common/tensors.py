@@ -79,6 +79,12 @@ def expected_shapes(config: PaliGemmaConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def shapes_with_head(config: PaliGemmaConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a model, also a head where it has one of its own: our name and its shape in PyTorch layout."""
+    shapes = expected_shapes(config)
+    return shapes if config.tie_word_embeddings else shapes | {HEAD: shapes[EMBEDDING]}
+
+
 def _vision_layer(config: SiglipConfig) -> dict[str, tuple[int, ...]]:
     d, wide = config.hidden_size, config.intermediate_size
     linears = {f"self_attn.{name}": (d, d) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}

@@ -60,9 +60,9 @@ class RowSteps(Iterator[Step]):
 class Engine:
     """Decodes up to `max_rows` requests together; `max_waiting` more may wait for a place."""
 
-    def __init__(self, model: Callable[[], FusedPaliGemma], max_rows: int = 8, max_waiting: int = 64, pictures: int = 16):
-        """`model` is loaded in the engine's thread; what it raises is raised here. `pictures`: encoded ones that are kept."""
-        self._max_rows, self._max_waiting, self._features = max_rows, max_waiting, FeatureCache(pictures)
+    def __init__(self, model: Callable[[], FusedPaliGemma], max_rows: int = 8, max_waiting: int = 64):
+        """`model` is loaded in the engine's thread; what it raises is raised here."""
+        self._max_rows, self._max_waiting, self._features = max_rows, max_waiting, FeatureCache()
         self._inbox: queue.SimpleQueue[RowSteps | Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: list[RowSteps] = []
         self._rows: list[RowSteps] = []
