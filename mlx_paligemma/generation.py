@@ -29,7 +29,7 @@ def generate(model: PaliGemma, processor: PaliGemmaProcessor, image: ImageRow, p
     """Answer one prompt about one picture, or about a list of pictures.
 
     Options are the fields of `SamplingOptions`: max_tokens, temperature, top_p, top_k, min_p, seed, grammar, token_logprobs,
-    min_score, look_ahead; and `features`, a `FeatureCache` that remembers encoded pictures from call to call.
+    top_logprobs, min_score, look_ahead; and `features`, a `FeatureCache` that remembers encoded pictures from call to call.
 
     Raises:
         ImageError, PromptError, OptionError: the input cannot be used.
@@ -78,7 +78,7 @@ def _guesses(processor: PaliGemmaProcessor, request: Request, prompts: Sequence[
     """For one row that is decoded greedily under the grammar. Log-probabilities need all rows of the output layer."""
     options = request.options
     alone = len(prompts) == 1 and request.plan is not None and options.is_greedy
-    return Guesses.of(processor.tokenizer, prompts[0]) if alone and options.look_ahead and not options.token_logprobs else None
+    return Guesses.of(processor.tokenizer, prompts[0]) if alone and options.look_ahead and not options.tells_logprobs else None
 
 
 def as_mlx(inputs: ModelInputs) -> dict[str, mx.array]:

@@ -120,14 +120,15 @@ class TokenChooser:
         self.options, self.first_loc = request.options, request.first_loc
         keep = mx.compile if (on_gpu() if compiled is None else compiled) else lambda function: function
         self._pick, self._told = keep(partial(_choose, request.options)), keep(self._told_of)
+        self._top = keep(self._likeliest)
         self.walk = None if request.plan is None else GrammarWalk(request.plan)
         self.key = mx.random.key(request.options.first_seed())
 
     def __call__(self, logits: mx.array, rows: tuple[int, int] | None = None) -> tuple[mx.array, ...]:
         """[B, 1, V] -> the fields of a `Step`: tokens int [B], -1 in rows with a score that is not finite; their log-probability,
         if asked for, and the probability of the bins around them, float32 [B]; bool [B] each, whether the grammar changed them,
-        and whether it did so to end in time. With `rows` the logits are those of this part of the vocabulary, the only tokens
-        that the grammar allows.
+        and whether it did so to end in time; where asked for, the likeliest tokens, int [B, K], and their log-probabilities.
+        With `rows` the logits are those of this part of the vocabulary, the only tokens that the grammar allows.
         """
         scores = logits[:, -1].astype(mx.float32)
         finite = mx.isfinite(scores.sum(axis=-1))  # NaN and infinity anywhere show in the sum
@@ -141,7 +142,8 @@ class TokenChooser:
             held = self._pick(mx.where(self.walk.possible(), scores, -mx.inf), noise)
             tokens = self.walk.in_budget(held)
             self.walk.advance(tokens)
-        return mx.where(finite, tokens, -1), *self._told(scores, tokens), tokens != free, tokens != held
+        likeliest = self._top(scores) if self.options.top_logprobs else ()
+        return mx.where(finite, tokens, -1), *self._told(scores, tokens), tokens != free, tokens != held, *likeliest
 
     def state(self) -> dict[str, Any]:
         """Where the grammar stands, to come back to."""
@@ -167,6 +169,18 @@ class TokenChooser:
         if not self.options.token_logprobs:
             return mx.zeros(len(tokens))
         return mx.take_along_axis(scores, tokens[:, None], axis=-1)[:, 0] - mx.logsumexp(scores, axis=-1)
+
+    def _likeliest(self, scores: mx.array) -> tuple[mx.array, mx.array]:
+        """Int and float32 [B, K]: the likeliest tokens; equal ones in the order of their ids, as the choice itself takes them.
+
+        MLX's sorts promise no order of equal scores, of which bfloat16 gives many; K is small.
+        """
+        found, left = [], scores
+        for _ in range(self.options.top_logprobs):
+            found.append(mx.argmax(left, axis=-1, keepdims=True).astype(mx.int32))
+            left = mx.put_along_axis(left, found[-1], mx.array(-mx.inf), axis=-1)
+        tokens = mx.concatenate(found, axis=-1)
+        return tokens, mx.take_along_axis(scores, tokens, axis=-1) - mx.logsumexp(scores, axis=-1, keepdims=True)
 
     def _nearby(self, scores: mx.array, tokens: mx.array) -> mx.array:
         """float32 [B]: what the bins around a loc token have together of all bins' probability; 0 for other tokens."""

@@ -250,6 +250,24 @@ def test_both_models_use_the_whole_context_of_every_row(tmp_path, package):
     assert [result.token_ids for result in together] == [result.token_ids for result in alone]
 
 
+class TellingScript(Script):
+    """Says of each token that it was the likeliest, and the one after it the next."""
+
+    def _steps(self, count):
+        for step in super()._steps(count):
+            yield replace(step, top_ids=[[i, i + 1] for i in step.token_ids], top_logprobs=[[-0.5, -1.5] for _ in step.token_ids])
+
+
+def test_the_likeliest_tokens_of_every_token_are_in_the_result_where_they_are_asked_for():
+    script = TellingScript([*CAT, EOS], [*CAT, *DOG, EOS])
+    results = start(script, top_logprobs=2).run()
+    assert [result.top_logprobs for result in results] == [
+        [[(token, -0.5), (token + 1, -1.5)] for token in result.token_ids] for result in results
+    ]
+    assert len(results[1].top_logprobs) == len(CAT + DOG)
+    assert [result.top_logprobs for result in start(script).run()] == [None, None]
+
+
 class CutScript(Script):
     """Says that the grammar ended every row."""
 

@@ -70,6 +70,22 @@ def test_sampled_answers_are_those_of_their_seed(demo, engine, questions):
     other.run()
 
 
+def test_the_likeliest_tokens_are_those_of_single_runs(demo, engine, questions):
+    """The same to 1e-4, as log-probabilities are in a batch; so near, two tokens may change places."""
+    model, processor = demo
+    options = {"token_logprobs": True, "top_logprobs": 3, "max_tokens": 20}
+    other = asked(engine, processor, *questions[1], max_tokens=20)  # in the same steps, without them
+    next(iter(other))
+    found, wanted = (
+        asked(engine, processor, *questions[0], **options).run()[0],
+        generate(model, processor, *questions[0], **options),
+    )
+    assert found.token_ids == wanted.token_ids
+    assert np.array(found.top_logprobs)[..., 1] == pytest.approx(np.array(wanted.top_logprobs)[..., 1], abs=1e-4)
+    assert found.top_logprobs[0][0] == (wanted.token_ids[0], pytest.approx(wanted.token_logprobs[0], abs=1e-4))
+    assert other.run()[0].top_logprobs is None
+
+
 def test_a_late_request_has_its_first_token_before_an_earlier_one_ends(demo, engine, questions):
     early = asked(engine, demo[1], *questions[0], **LONG)
     steps = iter(early)

@@ -69,6 +69,8 @@ def test_log_probabilities_and_notes_are_there_when_there_are_some():
     assert found["token_logprobs"] == [-0.5, None]
     assert found["notes"] == ["no masks"]
     assert record("a.png", token_logprobs=[])["token_logprobs"] == []
+    likeliest = [[(7, -0.5), (3, -math.inf)], [(1, -2.0), (2, -2.5)]]
+    assert record("a.png", top_logprobs=likeliest)["top_logprobs"] == [[[7, -0.5], [3, None]], [[1, -2.0], [2, -2.5]]]
 
 
 def test_a_line_of_json_never_holds_nan():

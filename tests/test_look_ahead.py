@@ -79,10 +79,12 @@ def test_inside_a_place_only_its_rows_are_computed(demo, monkeypatch):
     assert widths.count(128) >= 14 * len(result.detections) and widths.count(1024) >= 2 * len(result.detections)
 
 
-def test_log_probabilities_are_of_the_whole_vocabulary(demo, monkeypatch):
+@pytest.mark.parametrize("asked_for", [{"token_logprobs": True}, {"top_logprobs": 2}], ids=str)
+def test_log_probabilities_are_of_the_whole_vocabulary(demo, monkeypatch, asked_for):
     monkeypatch.setattr(Decoding, "back", lambda *given: pytest.fail("looked ahead"))
     image, prompt = asked(1)[0]
-    assert len(generate(*demo, image, prompt, token_logprobs=True).token_logprobs) > 4
+    told = generate(*demo, image, prompt, **asked_for)
+    assert len(told.token_logprobs or told.top_logprobs) > 4
 
 
 @pytest.fixture(scope="module")

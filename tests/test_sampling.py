@@ -27,7 +27,7 @@ PROMPTS = ["caption en", "detect cat ; dog", "answer en is it a star?"]
 LOGITS = np.log(np.array([0.02, 0.4, 0.08, 0.3, 0.15, 0.05], dtype=np.float32)) + 3
 
 
-@pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "top_k", "max_tokens", "seed"])
+@pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "top_k", "max_tokens", "seed", "top_logprobs"])
 @pytest.mark.parametrize("value", [True, math.nan, "1", "warm", math.inf, -math.inf, -1, -0.5, [1], 1j], ids=repr)
 def test_an_option_that_is_no_fitting_number_is_refused_with_its_name(name, value):
     with pytest.raises(OptionError, match=f"^{name} is ") as error:
@@ -37,7 +37,8 @@ def test_an_option_that_is_no_fitting_number_is_refused_with_its_name(name, valu
 
 
 @pytest.mark.parametrize("options", [{"top_p": 1.5}, {"min_p": 1.01}, {"top_k": 2.0}, {"max_tokens": 0}, {"max_tokens": 2.5},
-                                     {"temperature": None}, {"max_tokens": None}, {"temperature": 10**400}], ids=str)  # fmt: skip
+                                     {"temperature": None}, {"max_tokens": None}, {"temperature": 10**400},
+                                     {"top_logprobs": 21}, {"top_logprobs": 2.0}], ids=str)  # fmt: skip
 def test_a_value_out_of_range_is_refused(options):
     with pytest.raises(OptionError, match=f"^{next(iter(options))} is "):
         SamplingOptions.from_dict(options)
@@ -54,7 +55,16 @@ def test_an_unknown_option_is_named_with_the_known_ones():
 
 
 def test_the_limits_themselves_are_allowed():
-    for options in ({"temperature": 0}, {"temperature": 100}, {"top_p": 1}, {"min_p": 0}, {"min_p": 1}, {"top_k": 0}, {"seed": 0}):
+    for options in (
+        {"temperature": 0},
+        {"temperature": 100},
+        {"top_p": 1},
+        {"min_p": 0},
+        {"min_p": 1},
+        {"top_k": 0},
+        {"seed": 0},
+        {"top_logprobs": 20},
+    ):
         assert SamplingOptions.from_dict(options)
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from serving import LONG, SHAPES, chat, chat_body, data_uri, image_part, message, refused, serving, single_runs, slowed, until
 
 from mlx_paligemma import generate, load
+from mlx_paligemma.common.token_pieces import TokenPieces
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,73 @@ def test_log_probabilities_are_those_of_a_single_run(client, single, stream):
     assert [entry.logprob for entry in entries] == pytest.approx(wanted.token_logprobs, abs=1e-4)
     assert "".join(entry.token for entry in entries) == wanted.text
     assert all(entry.top_logprobs == [] for entry in entries)
+
+
+def told_entries(answer, stream: bool, choices: int = 1) -> list[list]:
+    """The entries of log-probabilities of each choice of an answer, whole or streamed."""
+    found = [choice for chunk in answer for choice in chunk.choices] if stream else answer.choices
+    told = [[each for choice in found if choice.index == index and choice.logprobs for each in choice.logprobs.content]
+            for index in range(choices)]  # fmt: skip
+    assert all(bytes(each.bytes).decode() == each.token for entries in told for each in entries)
+    return told
+
+
+def is_told_of(entries, wanted) -> None:
+    """Whether entries are of the first tokens of a single run, to the rounding of a batch, in which the last may be another."""
+    pieces = TokenPieces(load()[1].tokenizer)
+    assert entries and [entry.token for entry in entries] == [pieces[token].text for token in wanted.token_ids][: len(entries)]
+    for entry, likeliest in zip(entries, wanted.top_logprobs, strict=False):
+        told = [each.logprob for each in entry.top_logprobs]
+        assert told == sorted(told, reverse=True)
+        assert told == pytest.approx([logprob for _, logprob in likeliest], abs=1e-4)
+        found = {each.token: each for each in entry.top_logprobs}
+        same = [(piece, logprob) for token, logprob in likeliest if (piece := pieces[token]).text in found]
+        assert len(same) >= len(likeliest) - 1
+        for piece, logprob in same:
+            assert found[piece.text].logprob == pytest.approx(logprob, abs=1e-4)
+            assert found[piece.text].bytes == (None if piece.data is None else [*piece.data])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("prompt", ["caption en", "detect circle"])
+def test_the_likeliest_tokens_are_those_of_a_single_run(client, single, prompt, stream):
+    wanted = single(prompt, top_logprobs=5)
+    (entries,) = told_entries(ask(client, prompt, logprobs=True, top_logprobs=5, stream=stream), stream)
+    assert len(entries) == len(wanted.token_ids)
+    is_told_of(entries, wanted)
+    if prompt == "caption en":
+        assert all(entry.top_logprobs[0].token == entry.token for entry in entries)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_each_choice_tells_of_its_own_tokens(client, single, stream):
+    options = {"temperature": 1.0, "max_tokens": 8, "top_logprobs": 5}
+    answer = ask(client, n=2, seed=40, logprobs=True, stream=stream, **options)
+    for index, entries in enumerate(told_entries(answer, stream, choices=2)):
+        is_told_of(entries, single("caption en", seed=40 + index, **options))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_cuts_off_the_log_probabilities_with_the_text(client, single, stream):
+    wanted = single("caption en", top_logprobs=5)
+    tokens = [TokenPieces(load()[1].tokenizer)[token].text for token in wanted.token_ids]
+    stop = "".join(tokens[3:6])
+    assert wanted.text.index(stop) == len("".join(tokens[:3]))
+    (entries,) = told_entries(ask(client, logprobs=True, top_logprobs=5, stop=stop, stream=stream), stream)
+    is_told_of(entries, wanted)
+    assert [entry.token for entry in entries] == tokens[:3]
+    (entries,) = told_entries(ask(client, logprobs=True, stop=stop[1:], stream=stream), stream)
+    assert [entry.token for entry in entries] == tokens[:4]  # a token of which a part is told
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_text_that_was_held_back_comes_with_its_log_probabilities(client, single, stream):
+    wanted = single("caption en", top_logprobs=5)
+    last = TokenPieces(load()[1].tokenizer)[wanted.token_ids[-1]].text
+    begun = f"{last} never there"  # the last token may begin it until the answer ends
+    (entries,) = told_entries(ask(client, logprobs=True, top_logprobs=5, stop=begun, stream=stream), stream)
+    assert len(entries) == len(wanted.token_ids)
+    is_told_of(entries, wanted)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -163,7 +231,9 @@ def test_messages_that_make_no_prompt_are_refused(server, messages, word):
         {"max_tokens": 0}, {"max_tokens": -5}, {"max_tokens": 10**30}, {"max_tokens": 500_000},
         {"max_tokens": "many"},
         {"temperature": -1}, {"temperature": 1e308}, {"top_p": 0}, {"top_p": 1.1}, {"n": 0}, {"n": 1000}, {"seed": -1},
-        {"stop": ["a"] * 5}, {"stop": ""}, {"top_logprobs": 5, "logprobs": True}, {"frequency_penalty": 1},
+        {"stop": ["a"] * 5}, {"stop": ""}, {"frequency_penalty": 1},
+        {"top_logprobs": 5}, {"top_logprobs": 21, "logprobs": True}, {"top_logprobs": -1, "logprobs": True},
+        {"top_logprobs": 1.5, "logprobs": True},
         {"stream_options": {"include_usage": True}}, {"tools": []}, {"response_format": {"type": "json_object"}},
         {"response_format": {"type": "json_schema"}},
     ],

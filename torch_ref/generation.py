@@ -29,8 +29,8 @@ def generate(model: PaliGemma, processor: PaliGemmaProcessor, image: ImageRow, p
     """Answer one prompt about one picture, or about a list of pictures.
 
     Options are the fields of `SamplingOptions`: max_tokens, temperature, top_p, top_k, min_p, seed, grammar, token_logprobs,
-    min_score, look_ahead (which this backend ignores); and `features`, a `FeatureCache` that remembers encoded pictures from
-    call to call.
+    top_logprobs, min_score, look_ahead (which this backend ignores); and `features`, a `FeatureCache` that remembers encoded
+    pictures from call to call.
 
     Raises:
         ImageError, PromptError, OptionError: the input cannot be used.

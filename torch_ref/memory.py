@@ -9,11 +9,16 @@ from mlx_paligemma.common.checkpoint import Checkpoint
 from mlx_paligemma.common.memory import Row
 from mlx_paligemma.common.processor import ModelInputs
 
+from .device import choose_device
 from .paligemma import PaliGemma
 
 
-def free_bytes(device: torch.device) -> int:
-    """What a model may still take: free on CUDA, left of what Metal recommends on MPS, available on the CPU."""
+def free_bytes(device: torch.device | None = None) -> int:
+    """What a model may still take: free on CUDA, left of what Metal recommends on MPS, available on the CPU.
+
+    `device` None: the one that is chosen where nothing is said.
+    """
+    device = choose_device() if device is None else device
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held

@@ -119,7 +119,8 @@ class TokenChooser:
     def __call__(self, logits: Tensor) -> tuple[Tensor, ...]:
         """[B, 1, V] -> the fields of a `Step`: tokens int [B], -1 in rows with a score that is not finite; their
         log-probability and the probability of the bins around them, float32 [B]; bool [B] each, whether the grammar changed
-        them, and whether it did so to end in time.
+        them, and whether it did so to end in time; where asked for, the likeliest tokens, int [B, K], and their
+        log-probabilities.
         """
         scores = logits[:, -1].float()
         finite = scores.sum(-1).isfinite()  # NaN and infinity anywhere show in the sum
@@ -135,6 +136,7 @@ class TokenChooser:
             self._nearby(scores, tokens),
             tokens != free,
             tokens != held,
+            *(self._likeliest(scores) if self.options.top_logprobs else ()),
         )
 
     def _noise(self, scores: Tensor) -> Tensor | None:
@@ -149,6 +151,12 @@ class TokenChooser:
         if not self.options.token_logprobs:
             return scores.new_zeros(len(tokens))
         return scores.gather(1, tokens[:, None])[:, 0] - scores.logsumexp(-1)
+
+    def _likeliest(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Int and float32 [B, K]: the likeliest tokens; equal ones in the order of their ids, as the choice itself takes them."""
+        ordered, tokens = scores.sort(descending=True, stable=True)
+        most = self.options.top_logprobs
+        return tokens[:, :most], ordered[:, :most] - scores.logsumexp(-1, keepdim=True)
 
     def _nearby(self, scores: Tensor, tokens: Tensor) -> Tensor:
         """float32 [B]: what the bins around a loc token have together of all bins' probability; 0 for other tokens."""

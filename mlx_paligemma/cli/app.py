@@ -22,6 +22,7 @@ COMMANDS = {  # each a function in the file of its name; what it is for stands h
     "chat": "Ask about one picture, question after question. It is encoded once. /help lists the commands.",
     "convert": "Write a checkpoint in another form: quantised, unpacked, in another dtype, for MLX or for other programs.",
     "serve": "Serve OpenAI's chat API and boxes, masks and captions over HTTP; requests are decoded together.",
+    "ui": "Show a web page to caption, question, detect and segment, with any model.",
     "evaluate-quantization": "Measure what quantising costs: the demo model's accuracy, or agreement with the unquantised model.",
     "benchmark": "Measure speed and memory, and compare them with what this machine's own bandwidth and arithmetic allow.",
     "doctor": "Check what this machine can do: devices, backends, memory, the Hub, and which models fit.",

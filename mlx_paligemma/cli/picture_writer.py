@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..common.errors import OptionError
-from ..common.formats import Stems, picture_stem
+from ..common.formats import Stems, mask_file_name, picture_stem
 from ..common.masks import save_mask
 from ..common.results import Detection
 
@@ -87,12 +86,7 @@ class MaskWriter:
         """Save the masks of an answer."""
         for number, detection in enumerate(detections, 1):
             if detection.mask is not None:
-                save_mask(detection.mask, self.folder / f"{self._stems.of(name)}-{number}-{_slug(detection.label)}.png")
-
-
-def _slug(label: str) -> str:
-    """A label as a part of a file name: letters and digits of any script, words joined by -."""
-    return re.sub(r"[\W_]+", "-", label).strip("-")[:40] or "object"
+                save_mask(detection.mask, self.folder / mask_file_name(self._stems.of(name), number, detection.label))
 
 
 def is_same_file(a: Path, b: Path) -> bool:

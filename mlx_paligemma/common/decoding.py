@@ -18,7 +18,7 @@ from .image import open_image
 from .locations import parse_detections, parse_locations
 from .mask_codec import FILE_NAME, PUBLISHED_AT
 from .processor import ImageRow, ModelInputs, PaliGemmaProcessor, picture_rows
-from .results import Chunk, GenerationResult, Stats
+from .results import Chunk, GenerationResult, Likeliest, Stats
 from .sampling import SamplingOptions
 from .tokenizer import LOC_TOKENS, NUM_LOC, TextStream
 
@@ -32,6 +32,12 @@ class Step:
     nearby: list[float]  # of a loc token: the share of the bins around it, itself included, in all bins' probability; of others: 0
     changed: list[bool]  # by the grammar
     cut: list[bool]  # by the grammar, to end before the token budget does
+    top_ids: Sequence[list[int]] = ()  # [B, K], the likeliest first; empty where the options do not ask for them, as the next
+    top_logprobs: Sequence[list[float]] = ()  # [B, K], before filters and grammar
+
+    def likeliest(self, row: int) -> Likeliest:
+        """Of a row; empty where the options do not ask for it."""
+        return [*zip(self.top_ids[row], self.top_logprobs[row], strict=True)] if self.top_ids else []
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class _Row:
     budget: int  # new tokens at most: max_tokens, or what is left of the context
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[Likeliest] = field(default_factory=list)
     nearby: dict[int, float] = field(default_factory=dict)  # of each loc token, by the characters before it
     characters: int = 0
     grammar_changes: int = 0
@@ -122,20 +129,21 @@ class Generation:
         if token == self._processor.config.eos_token_id:
             row.finish_reason = "length" if step.cut[index] else "stop"
             return Chunk(row.stream.finish(), token, row.finish_reason)
-        text = self._add(row, token, step.logprobs[index], step.nearby[index])
+        text = self._add(row, token, step, index)
         if len(row.token_ids) >= row.budget:
             row.finish_reason = "length"
             text += row.stream.finish()
         return Chunk(text, token, row.finish_reason)
 
-    def _add(self, row: _Row, token: int, logprob: float, nearby: float) -> str:
+    def _add(self, row: _Row, token: int, step: Step, index: int) -> str:
         """Append a token, and return the text that is certain now."""
         row.token_ids.append(token)
-        row.logprobs.append(logprob)
+        row.logprobs.append(step.logprobs[index])
+        row.top_logprobs.append(step.likeliest(index))
         text = row.stream.add(token)
         row.characters += len(text)
         if 0 <= token - self._processor.tokenizer.first_loc < NUM_LOC:
-            row.nearby[row.characters - len(LOC_TOKENS[0])] = nearby
+            row.nearby[row.characters - len(LOC_TOKENS[0])] = step.nearby[index]
         return text
 
     def _result(self, row: _Row, index: int) -> GenerationResult:
@@ -150,6 +158,7 @@ class Generation:
             found.above(self._options.min_score),
             [*row.logprobs] if self._options.token_logprobs else None,
             self._notes(row, text),
+            [*row.top_logprobs] if self._options.top_logprobs else None,
         )
 
     def _notes(self, row: _Row, text: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,8 @@ def as_record(image: str, prompt: str, result: GenerationResult) -> Record:
     }
     if result.token_logprobs is not None:
         record["token_logprobs"] = result.token_logprobs
+    if result.top_logprobs is not None:
+        record["top_logprobs"] = [[[*pair] for pair in likeliest] for likeliest in result.top_logprobs]
     if result.notes:
         record["notes"] = [*result.notes]
     finite: Record = _finite(record)
@@ -154,6 +157,12 @@ def picture_stem(source: str) -> str:
     while len(os.fsencode(stem)) > STEM_BYTES:
         stem = stem[:-1]
     return stem or "picture"
+
+
+def mask_file_name(stem: str, number: int, label: str) -> str:
+    """Of an object's mask: the picture's name, the object's number in the answer, its label in letters and digits of any script."""
+    slug = re.sub(r"[\W_]+", "-", label).strip("-")[:40] or "object"
+    return f"{stem}-{number}-{slug}.png"
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from .errors import CheckpointError
-from .hub_download import download
+from .hub_download import Tell, download
 from .hub_files import is_npz
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -17,8 +17,8 @@ def bundled_checkpoint() -> Path:
     return Path(__file__).parent.parent / "demo" / "checkpoint"
 
 
-def find_folder(model: str | Path | None = None, revision: str | None = None) -> Path:
-    """Where a checkpoint is: None for the bundled demo, a folder, or a Hub id, which is downloaded once.
+def find_folder(model: str | Path | None = None, revision: str | None = None, tell: Tell | None = None) -> Path:
+    """Where a checkpoint is: None for the bundled demo, a folder, or a Hub id, which is downloaded once while `tell` hears of it.
 
     An `.npz` file, or a piece of one (`.npz.part00`), is a whole checkpoint: its own path is returned. Of a Hub id whose
     weights are npz, the folder is returned.
@@ -44,4 +44,4 @@ def find_folder(model: str | Path | None = None, revision: str | None = None) ->
         raise CheckpointError(
             f"{model}: no such folder; give a checkpoint's folder or a Hub id such as google/paligemma2-3b-mix-448"
         )
-    return download(str(model), revision)
+    return download(str(model), revision, tell)

@@ -9,11 +9,13 @@ Cache layout: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .config import PaliGemmaConfig
 from .errors import CheckpointError
@@ -40,8 +42,11 @@ class Listing:
     files: Sequence[HubFile]
 
 
-def download(repo: str, revision: str | None = None) -> Path:
-    """The folder of a model's files in the Hub's cache; what is not there yet is downloaded.
+Tell = Callable[[int, int], object]  # bytes that are there, and that there will be
+
+
+def download(repo: str, revision: str | None = None, tell: Tell | None = None) -> Path:
+    """The folder of a model's files in the Hub's cache; what is not there yet is downloaded, and `tell` hears how far it is.
 
     Without the Hub, what is there already is used, if it is whole.
 
@@ -52,7 +57,7 @@ def download(repo: str, revision: str | None = None) -> Path:
     try:
         with quiet():
             listing = _look_up(repo, revision)
-            return _fetch(listing, revision)
+            return _fetch(listing, revision, tell)
     except Exception as error:  # noqa: BLE001 - the client lets through what its network libraries raise
         folder = None if listing else _cached(repo, revision, error)
         if folder is None:
@@ -100,15 +105,16 @@ def _cached(repo: str, revision: str | None, error: Exception) -> Path | None:
     return folder
 
 
-def _fetch(listing: Listing, revision: str | None) -> Path:
+def _fetch(listing: Listing, revision: str | None, tell: Tell | None) -> Path:
     """Download what is missing. A branch's name comes into the cache last: what can be found by it is whole."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     missing = [file for file in listing.files if not _is_cached(listing, file)]
     _check_space(listing, missing)
+    count = _Count(sum(file.size for file in missing if file.sha256), tell)
     for file in listing.files:
         if file.sha256 is not None and file in missing:
-            _fetch_large(listing, file)
+            _fetch_large(listing, file, count)
         path = Path(hf_hub_download(listing.repo, file.name, revision=listing.commit))  # asks nobody about a file that is there
         if file.name == "config.json":  # before gigabytes of another kind of model
             PaliGemmaConfig.from_folder(path.parent)
@@ -135,7 +141,7 @@ def _check_space(listing: Listing, missing: Sequence[HubFile]) -> None:
         )
 
 
-def _fetch_large(listing: Listing, file: HubFile) -> None:
+def _fetch_large(listing: Listing, file: HubFile, count: _Count) -> None:
     """Put a large file among the blobs. What an earlier try has left is kept, and the whole is checked by its SHA-256."""
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.file_download import http_get
@@ -147,16 +153,47 @@ def _fetch_large(listing: Listing, file: HubFile) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
         if blob.exists():
+            count.add(file.size)
             return
         if part.is_file() and part.stat().st_size > file.size:
             part.unlink()
         url = hf_hub_url(listing.repo, file.name, revision=listing.commit)
         headers = build_hf_headers(headers={"Accept-Encoding": "identity"})  # a packed file could not go on in its middle
-        with part.open("ab") as stream:
+        with io.BufferedWriter(_CountedFile(part, count)) as stream:
             begun = stream.tell()
+            count.add(begun)
             http_get(url, stream, resume_size=begun, headers=headers, expected_size=file.size, displayed_filename=file.name)
         _check_content(listing, file, part)
         part.replace(blob)
+
+
+@dataclass
+class _Count:
+    """How many bytes of large files are there; a file that is sent again from its start counts twice, up to the whole."""
+
+    total: int
+    tell: Tell | None
+    done: int = 0
+
+    def add(self, size: int) -> None:
+        """So many more."""
+        self.done = min(self.done + size, self.total)
+        if self.tell is not None:
+            self.tell(self.done, self.total)
+
+
+class _CountedFile(io.FileIO):
+    """A file to append to, whose new bytes are counted."""
+
+    def __init__(self, path: Path, count: _Count):
+        super().__init__(path, "ab")
+        self._count = count
+
+    def write(self, data: Any, /) -> int:
+        """The same, counted."""
+        size = super().write(data)
+        self._count.add(size or 0)
+        return size
 
 
 def _check_content(listing: Listing, file: HubFile, part: Path) -> None:

@@ -43,14 +43,26 @@ def _open(source: str | os.PathLike[str] | BinaryIO, name: str) -> Image.Image:
         start = _first_bytes(source, 12)
         if not start:
             raise ImageError(f"{name} is empty (0 bytes); copy or download it again") from None
-        if start[4:8] != b"ftyp" or start[8:12] not in HEIC_BRANDS:
+        if not is_heic(start):
             raise
+    if not heic_formats():
+        raise ImageError(f"{name} is a HEIC picture; to read it: pip install 'mlx-paligemma[heic]'")
+    return Image.open(source)
+
+
+def is_heic(start: bytes) -> bool:
+    """Whether a file with these first 12 bytes is what phones call HEIC (ISO/IEC 23008-12)."""
+    return start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS
+
+
+def heic_formats() -> tuple[str, ...]:
+    """Pillow's name of the format, with its reader made ready; nothing where pillow-heif is not installed."""
     try:
         import pillow_heif
     except ImportError:
-        raise ImageError(f"{name} is a HEIC picture; to read it: pip install 'mlx-paligemma[heic]'") from None
+        return ()
     pillow_heif.register_heif_opener()
-    return Image.open(source)
+    return ("HEIF",)
 
 
 def _first_bytes(source: str | os.PathLike[str] | BinaryIO, count: int) -> bytes:

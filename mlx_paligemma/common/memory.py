@@ -88,6 +88,12 @@ def needed_bytes(
     return weight_bytes(config, bits, table_bits) + rows * row_bytes(config, row, bits)
 
 
+def model_bytes(config: PaliGemmaConfig, dtype: str, row: Row = Row(), weights: int | None = None) -> tuple[int, int]:
+    """Of a loaded model's weights in `dtype` (`weights`, where it is known), and of these with what it is to answer."""
+    size = weight_bytes(config, BITS[dtype]) if weights is None else weights
+    return size, size + row_bytes(config, row, BITS[dtype])
+
+
 def check_model(
     config: PaliGemmaConfig, dtype: str, row: Row, free: int, *, weights: int | None = None, quantises: bool = False
 ) -> None:
@@ -104,7 +110,7 @@ def check_model(
     Raises:
         TooLargeError: with what it needs, what there is, and what would fit.
     """
-    need = (weight_bytes(config, BITS[dtype]) if weights is None else weights) + row_bytes(config, row, BITS[dtype])
+    _, need = model_bytes(config, dtype, row, weights)
     if need > free:
         asked = f"the model needs {gigabytes(need)} of memory in {dtype} with a picture of {config.vision.image_size} pixels"
         raise TooLargeError(f"{asked}, and {gigabytes(free)} are free; {_advice(config, dtype, row, free, quantises)}")
@@ -129,8 +135,8 @@ def fitting_rows(config: PaliGemmaConfig, bits: int, row: Row, free: int) -> int
 
 
 def gigabytes(count: float) -> str:
-    """Bytes in words."""
-    return f"{count / 1e9:.1f} GB"
+    """Bytes in words; what is small in megabytes."""
+    return f"{count / 1e9:.1f} GB" if abs(count) >= 1e8 else f"{count / 1e6:.0f} MB"
 
 
 def memory_bytes() -> tuple[int, int]:

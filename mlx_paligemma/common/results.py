@@ -13,6 +13,8 @@ from .errors import BackendError
 if TYPE_CHECKING:
     import supervision
 
+Likeliest = list[tuple[int, float]]  # ids of the likeliest tokens and their log-probabilities
+
 
 @dataclass(frozen=True, eq=False)
 class Detection:
@@ -106,6 +108,7 @@ class GenerationResult:
     detections: Detections  # in the first picture
     token_logprobs: list[float] | None = None  # of each of token_ids, before filters and grammar; None unless asked for
     notes: tuple[str, ...] = ()  # what the user should know, one line each
+    top_logprobs: list[Likeliest] | None = None  # for each of token_ids, likeliest first, as token_logprobs; None unless asked for
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from typing import Any
 
 from .errors import OptionError
 
+MOST_TOP_LOGPROBS = 20  # as in OpenAI's API
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -27,6 +29,7 @@ class SamplingOptions:
     seed: int | None = None  # None: another one each time
     grammar: bool = True  # hold answers to "detect" and "segment" to their form, see grammar.py
     token_logprobs: bool = False  # put them into the result
+    top_logprobs: int = 0  # put those of so many likeliest tokens into the result, for each token; 20 at most
     min_score: float = 0.0  # leave out detections with a lower score
     look_ahead: bool = True  # MLX: save steps where an answer about places can be guessed; the tokens stay the same
 
@@ -39,11 +42,13 @@ class SamplingOptions:
         return cls(**options)
 
     def __post_init__(self) -> None:
-        whole = {"max_tokens": 1, "top_k": 0} | ({} if self.seed is None else {"seed": 0})
+        whole = {"max_tokens": 1, "top_k": 0, "top_logprobs": 0} | ({} if self.seed is None else {"seed": 0})
         for name, least in whole.items():
             value = getattr(self, name)
             if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
                 raise OptionError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+        if self.top_logprobs > MOST_TOP_LOGPROBS:
+            raise OptionError(f"top_logprobs is {self.top_logprobs!r}; it may be at most {MOST_TOP_LOGPROBS}")
         for name in ("grammar", "token_logprobs", "look_ahead"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} is {getattr(self, name)!r}; it must be True or False")
@@ -60,6 +65,11 @@ class SamplingOptions:
     def is_greedy(self) -> bool:
         """Whether the likeliest token is taken. Below this temperature float32 could not tell the difference."""
         return self.temperature < 1e-6
+
+    @property
+    def tells_logprobs(self) -> bool:
+        """Whether the scores of the whole vocabulary are needed at every token."""
+        return self.token_logprobs or self.top_logprobs > 0
 
     @property
     def finite_temperature(self) -> float:

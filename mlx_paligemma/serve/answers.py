@@ -13,15 +13,18 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import mlx.core as mx
 
 from ..common.decoding import Generation, Request, Step
 from ..common.errors import BusyError, PaliGemmaError
 from ..common.processor import PaliGemmaProcessor
-from ..common.results import GenerationResult
+from ..common.results import Chunk, GenerationResult
 from ..common.sampling import SamplingOptions
+from ..common.token_pieces import TokenPieces
 from .engine import Engine, RowSteps
+from .logprobs import HeldLogprobs, TokenLogprob
 from .metrics import Metrics
 from .pictures import decode_picture
 from .stops import StopStrings
@@ -45,7 +48,7 @@ class Token:
 
     text: str
     token_id: int
-    logprob: float | None  # None: the end, which is no token of the text
+    logprobs: tuple[TokenLogprob, ...] = ()  # of the tokens whose text this is, where asked for; the end of an answer has none
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Answer:
     rest: str  # text after that of the tokens
     finish_reason: str
     result: GenerationResult
+    logprobs: tuple[TokenLogprob, ...] = ()  # of the tokens of the rest
 
 
 class Answers:
@@ -79,6 +83,11 @@ class Answers:
     def waiting(self) -> int:
         """Questions that have no place yet."""
         return max(self._count - self._engine.decoding, 0)
+
+    @cached_property
+    def _pieces(self) -> TokenPieces:
+        """Read when somebody first asks for log-probabilities."""
+        return TokenPieces(self.processor.tokenizer)
 
     async def ask(self, question: Question) -> AsyncGenerator[Token | Answer, None]:
         """The tokens of an answer as they come, then its end. Close it (`aclosing`) where you leave early.
@@ -143,7 +152,8 @@ class Answers:
         result = generation.results()[0]
         stats = result.stats
         self._metrics.answer(stats.prompt_tokens, stats.generation_tokens, job.first_token, time.monotonic() - job.asked)
-        return Answer(stops.finish(), "stop" if stops.found else result.finish_reason, result)
+        reason = "stop" if stops.found else result.finish_reason
+        return Answer(stops.finish(), reason, result, job.logprobs.finish(stops.found))
 
     def _follow(self, job: _Job, generation: Generation) -> StopStrings | None:
         stops = StopStrings(job.question.stops)
@@ -152,10 +162,18 @@ class Answers:
                 return None
             chunk = chunks[0]
             assert chunk is not None
-            job.took(stops.add(chunk.text), chunk.token_id, chunk.token_id == self.processor.config.eos_token_id)
+            job.logprobs.add(chunk.text, self._logprob(job, chunk))
+            job.took(stops.add(chunk.text), chunk.token_id)
             if stops.found:
                 break
         return stops
+
+    def _logprob(self, job: _Job, chunk: Chunk) -> TokenLogprob | None:
+        """Of the newest token. None where none is asked for, and for the end, which is no token of the text."""
+        if not job.question.options.token_logprobs or chunk.token_id == self.processor.config.eos_token_id:
+            return None
+        assert job.step is not None
+        return TokenLogprob.of(job.step, self._pieces)
 
 
 @dataclass(eq=False)
@@ -167,8 +185,9 @@ class _Job:
     cancelled: threading.Event = field(default_factory=threading.Event)
     asked: float = field(default_factory=time.monotonic)
     first_token: float | None = None  # seconds
+    logprobs: HeldLogprobs = field(default_factory=HeldLogprobs)
+    step: Step | None = None  # the newest
     _steps: RowSteps | None = None
-    _step: Step | None = None  # the newest
 
     def watching(self, steps: Callable[[Request], RowSteps]) -> Callable[[Request], Iterator[Step]]:
         """The same steps, which this one can look at and close."""
@@ -179,12 +198,11 @@ class _Job:
 
         return watched
 
-    def took(self, text: str, token_id: int, is_end: bool) -> None:
+    def took(self, text: str, token_id: int) -> None:
         """A token has become text."""
-        assert self._step is not None
         if self.first_token is None:
             self.first_token = time.monotonic() - self.asked
-        self.tell(Token(text, token_id, None if is_end else self._step.logprobs[0]))
+        self.tell(Token(text, token_id, self.logprobs.release(text)))
 
     def close(self) -> None:
         """Free its place in the engine."""
@@ -192,5 +210,5 @@ class _Job:
             self._steps.close()
 
     def _seen(self, step: Step) -> Step:
-        self._step = step
+        self.step = step
         return step

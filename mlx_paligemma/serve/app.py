@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 from fastapi import FastAPI
 from fastapi.responses import Response
@@ -21,11 +21,12 @@ from .answers import Answers
 from .api_errors import add_error_handlers
 from .asking import Asking
 from .chat import Chat
-from .chat_request import ChatRequest
+from .chat_request import ChatRequest, Strict
+from .chat_response import ChatResponse
 from .detect import CaptionRequest, CaptionResponse, LocateRequest, LocateResponse, Tasks
-from .gate import Gate
+from .gate import OPEN_TO_ALL, Gate
 from .metrics import Metrics
-from .openapi import add_bodies, body, chat_answers
+from .openapi import CAPTION, CHAT, LOCATE, body, chat_answer, complete_document, text_answer
 from .remote import Fetcher
 from .settings import Settings
 
@@ -42,6 +43,31 @@ PATHS = frozenset(
         "/docs",
     )
 )
+FIGURES = "text/plain"
+
+
+class ModelEntry(Strict):
+    """A model, in OpenAI's form."""
+
+    id: str
+    object: Literal["model"]
+    created: int  # seconds since 1970, of the server's start
+    owned_by: str
+
+
+class ModelList(Strict):
+    """All models."""
+
+    object: Literal["list"]
+    data: list[ModelEntry]
+
+
+class Health(Strict):
+    """That the server runs."""
+
+    status: Literal["ok"]
+    model: str
+    version: str
 
 
 @dataclass(frozen=True)
@@ -52,20 +78,18 @@ class About:
     metrics: Metrics
     started: int = field(default_factory=lambda: int(time.time()))
 
-    async def models(self) -> dict[str, Any]:
+    async def models(self) -> ModelList:
         """The one model that this server has."""
-        return {"object": "list", "data": [self._entry()]}
+        entry = ModelEntry(id=self.settings.model_name, object="model", created=self.started, owned_by="mlx-paligemma")
+        return ModelList(object="list", data=[entry])
 
-    async def health(self) -> dict[str, str]:
+    async def health(self) -> Health:
         """That the server runs, and with which model."""
-        return {"status": "ok", "model": self.settings.model_name, "version": __version__}
+        return Health(status="ok", model=self.settings.model_name, version=__version__)
 
     async def figures(self) -> Response:
         """Figures in Prometheus's text form."""
-        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    def _entry(self) -> dict[str, Any]:
-        return {"id": self.settings.model_name, "object": "model", "created": self.started, "owned_by": "mlx-paligemma"}
+        return Response(self.metrics.text(), media_type=f"{FIGURES}; version=0.0.4; charset=utf-8")
 
 
 def make_app(settings: Settings, answers: Answers, metrics: Metrics, logger: logging.Logger) -> ASGIApp:
@@ -94,15 +118,16 @@ def make_app(settings: Settings, answers: Answers, metrics: Metrics, logger: log
 
 def _add_routes(app: FastAPI, asking: Asking, about: About) -> None:
     app.add_api_route("/health", about.health, methods=["GET"])
-    app.add_api_route("/metrics", about.figures, methods=["GET"], response_class=Response)
+    app.add_api_route("/metrics", about.figures, methods=["GET"], response_class=Response, responses=text_answer(FIGURES))
     app.add_api_route("/v1/models", about.models, methods=["GET"])
     chat, tasks = Chat(asking), Tasks(asking)
-    app.add_api_route(
-        "/v1/chat/completions", chat.complete, methods=["POST"], openapi_extra=body(ChatRequest), responses=chat_answers()
-    )
+    extra = body(ChatRequest, CHAT)
+    responses = chat_answer(ChatResponse)
+    app.add_api_route("/v1/chat/completions", chat.complete, methods=["POST"], openapi_extra=extra, responses=responses)
     for path, endpoint in (("/v1/detect", tasks.detect), ("/v1/segment", tasks.segment)):
-        extra = body(LocateRequest, has_form=True)
+        extra = body(LocateRequest, LOCATE, has_form=True)
         app.add_api_route(path, endpoint, methods=["POST"], response_model=LocateResponse, openapi_extra=extra)
-    extra = body(CaptionRequest, has_form=True)
+    extra = body(CaptionRequest, CAPTION, has_form=True)
     app.add_api_route("/v1/caption", tasks.caption, methods=["POST"], response_model=CaptionResponse, openapi_extra=extra)
-    add_bodies(app, (ChatRequest, LocateRequest, CaptionRequest))
+    keyless = None if asking.settings.api_key is None else OPEN_TO_ALL
+    complete_document(app, (ChatRequest, LocateRequest, CaptionRequest), (ChatResponse,), keyless)

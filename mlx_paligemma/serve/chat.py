@@ -49,16 +49,16 @@ class Chat:
         return StreamingResponse(completion.stream(first, events), media_type="text/event-stream", headers=_STREAM_HEADERS)
 
     def _check_told(self, body: ChatRequest) -> None:
-        """Raises ApiError for more than is told."""
+        """Raises ApiError for more choices than are allowed, or tokens to tell of where none are told."""
         if body.n > self.asking.settings.max_choices:
             raise ApiError(400, f"n is {body.n}; it may be at most {self.asking.settings.max_choices}", "n")
-        if body.top_logprobs:
-            told = "logprobs tells the chosen token's log-probability alone; leave top_logprobs out"
-            raise ApiError(400, told, "top_logprobs", "unsupported_parameter")
+        if body.top_logprobs and not body.logprobs:
+            raise ApiError(400, f"top_logprobs is {body.top_logprobs}, which needs logprobs true", "top_logprobs")
 
     def _questions(self, body: ChatRequest, prompt: str, pictures: tuple[bytes, ...]) -> list[Question]:
         """One for each choice, with seeds one after the other."""
-        options = replace(self.asking.options(body, body.limit), token_logprobs=body.logprobs)
+        options = self.asking.options(body, body.limit)
+        options = replace(options, token_logprobs=body.logprobs, top_logprobs=body.top_logprobs)
         first = options.first_seed()
         seeds = [(first + choice) % 2**32 for choice in range(body.n)]
         return [Question(pictures, prompt, replace(options, seed=seed), body.stops) for seed in seeds]

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..common.sampling import MOST_TOP_LOGPROBS
+
 MAX_TEXT = 20_000  # characters of a prompt; the context ends long before
 
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
@@ -119,7 +121,7 @@ class ChatRequest(Sampling):
     stream_options: StreamOptions | None = None
     stop: Text | list[Text] | None = None
     logprobs: bool = False
-    top_logprobs: int = Field(0, ge=0, le=20, description="Only 0: the chosen token's log-probability is told, no others'.")
+    top_logprobs: int = Field(0, ge=0, le=MOST_TOP_LOGPROBS, description="So many likeliest tokens with each; needs logprobs.")
     response_format: ResponseFormat = ResponseFormat()
     frequency_penalty: float = Field(0, ge=0, le=0, description="Only 0.")
     presence_penalty: float = Field(0, ge=0, le=0, description="Only 0.")

@@ -65,14 +65,16 @@ class Completion:
     def _choice(self, index: int, tokens: list[Token], end: Answer) -> dict[str, Any]:
         content = self._json(end) if self.body.wants_json else "".join(token.text for token in tokens) + end.rest
         message = {"role": "assistant", "content": content, "refusal": None}
-        return {"index": index, "message": message, "logprobs": self._logprobs(tokens), "finish_reason": end.finish_reason}
+        logprobs = self._logprobs(*tokens, end)
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": end.finish_reason}
 
     def _lines(self, choice: int, event: Token | Answer) -> list[str]:
         if isinstance(event, Token):
-            silent = self.body.wants_json or (not event.text and not self.body.logprobs)
-            return [] if silent else [self._delta(choice, {"content": event.text}, self._logprobs([event]))]
+            silent = self.body.wants_json or (not event.text and not event.logprobs)
+            return [] if silent else [self._delta(choice, {"content": event.text}, self._logprobs(event))]
         rest = self._json(event) if self.body.wants_json else event.rest
-        return [self._delta(choice, {"content": rest} if rest else {}, reason=event.finish_reason)]
+        logprobs = self._logprobs(event) if event.logprobs else None
+        return [self._delta(choice, {"content": rest} if rest else {}, logprobs, event.finish_reason)]
 
     def _delta(self, choice: int, delta: dict[str, str], logprobs: Any = None, reason: str | None = None) -> str:
         part = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
@@ -81,16 +83,11 @@ class Completion:
     def _head(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
-    def _logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:
-        """Of the chosen tokens; what else was likely is not told."""
+    def _logprobs(self, *parts: Token | Answer) -> dict[str, Any] | None:
+        """Of the tokens of these parts; None where none are asked for."""
         if not self.body.logprobs:
             return None
-        entries = [
-            {"token": token.text, "logprob": token.logprob, "bytes": [*token.text.encode()], "top_logprobs": []}
-            for token in tokens
-            if token.logprob is not None
-        ]
-        return {"content": entries, "refusal": None}
+        return {"content": [entry.record() for part in parts for entry in part.logprobs], "refusal": None}
 
     def _json(self, end: Answer) -> str:
         form = self.body.response_format.json_schema

@@ -21,11 +21,12 @@ from .requests import media_type, read_form, read_json, validated
 from .streams import unless_gone
 
 LABELS = 32  # in one request
-Label = Annotated[str, Field(min_length=1, max_length=200)]
+_WORDS = r"[^<>;\n]*[^<>;\s][^<>;\n]*"
+Label = Annotated[str, Field(min_length=1, max_length=200, json_schema_extra={"pattern": f"^{_WORDS}(;{_WORDS})*$"})]
 
 
 class LocateRequest(Sampling):
-    """What to look for in a picture. In a form, `image` is the file, and `labels` is repeated or written as "cat ; dog"."""
+    """What to look for in a picture. A label may also be several: "cat ; dog". In a form, `image` is the file, and `labels` is repeated."""
 
     image: str = Field(description="a data: address, or an https one where the server fetches those")
     labels: list[Label] = Field(min_length=1, max_length=LABELS)
@@ -33,11 +34,10 @@ class LocateRequest(Sampling):
     @field_validator("labels", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        """["cat ; dog"], "cat" -> a label each."""
-        parts = [value] if isinstance(value, str) else value
-        if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
-            return parts
-        return [label.strip() for part in parts for label in part.split(";")]
+        """["cat ; dog", "cow"] -> a label each."""
+        if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
+            return value
+        return [label.strip() for part in value for label in part.split(";")]
 
     @field_validator("labels")
     @classmethod

@@ -60,9 +60,16 @@ class RowSteps(Iterator[Step]):
 class Engine:
     """Decodes up to `max_rows` requests together; `max_waiting` more may wait for a place."""
 
-    def __init__(self, model: Callable[[], FusedPaliGemma], max_rows: int = 8, max_waiting: int = 64):
-        """`model` is loaded in the engine's thread; what it raises is raised here."""
-        self._max_rows, self._max_waiting, self._features = max_rows, max_waiting, FeatureCache()
+    def __init__(
+        self,
+        model: Callable[[], FusedPaliGemma],
+        max_rows: int = 8,
+        max_waiting: int = 64,
+        features: FeatureCache | None = None,
+    ):
+        """`model` is loaded in the engine's thread; what it raises is raised here. `features` None: a cache of its own."""
+        self._max_rows, self._max_waiting = max_rows, max_waiting
+        self._features = FeatureCache() if features is None else features
         self._inbox: queue.SimpleQueue[RowSteps | Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: list[RowSteps] = []
         self._rows: list[RowSteps] = []

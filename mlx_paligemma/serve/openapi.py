@@ -1,9 +1,10 @@
-"""The bodies of requests in the OpenAPI document: they are read by hand (see requests.py), so FastAPI does not know them."""
+"""What FastAPI cannot know for the OpenAPI document: bodies that are read by hand (see requests.py), errors, and the key."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,59 +12,106 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 REFERENCE = "#/components/schemas/{model}"
+REFUSALS = (400, 403, 404, 408, 413, 415, 429, 500, 503)  # of a request with a body
+Schema = dict[str, Any]
+
+# 16 x 16 pixels, all red
+PICTURE = (
+    "data:image/png;base64,"
+    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAIAAACQkWg2AAAAGklEQVR42mO8IyfHQApgYiARjGoY1TB0NAAAjEsBOPY5fDQAAAAASUVORK5CYII="
+)
+LOCATE = {"image": PICTURE, "labels": ["square"]}
+CAPTION = {"image": PICTURE, "language": "en"}
+_CONTENT = [{"type": "image_url", "image_url": {"url": PICTURE}}, {"type": "text", "text": "caption en"}]
+CHAT = {"messages": [{"role": "user", "content": _CONTENT}]}
 
 
-def body(model: type[BaseModel], has_form: bool = False) -> dict[str, Any]:
+def body(model: type[BaseModel], example: Mapping[str, Any], has_form: bool = False) -> Schema:
     """Of one endpoint: JSON, and a form with the picture as a file."""
-    schema = {"$ref": REFERENCE.format(model=model.__name__)}
-    content: dict[str, Any] = {"application/json": {"schema": schema}}
+    content: Schema = {"application/json": {"schema": _reference(model.__name__), "example": example}}
     if has_form:
-        content["multipart/form-data"] = {"schema": {"$ref": REFERENCE.format(model=f"{model.__name__}Form")}}
+        content["multipart/form-data"] = {"schema": _reference(f"{model.__name__}Form")}
     return {"requestBody": {"required": True, "content": content}}
 
 
-def chat_answers() -> dict[int | str, dict[str, Any]]:
+def chat_answer(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """A completion, or the events of one."""
-    content = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}}
+    content = {
+        "application/json": {"schema": _reference(model.__name__)},
+        "text/event-stream": {},  # OpenAPI 3.1 has no schema for events
+    }
     return {200: {"description": "A completion in OpenAI's form, or server-sent events with its parts", "content": content}}
 
 
-def add_bodies(app: FastAPI, models: Sequence[type[BaseModel]]) -> None:
-    """Have the models, and the form of an error, described in the document."""
+def text_answer(media_type: str) -> dict[int | str, dict[str, Any]]:
+    """A text."""
+    return {200: {"description": "Text", "content": {media_type: {"schema": {"type": "string"}}}}}
+
+
+def complete_document(
+    app: FastAPI, requests: Sequence[type[BaseModel]], answers: Sequence[type[BaseModel]], keyless: Sequence[str] | None
+) -> None:
+    """Have bodies, errors and the key described. `keyless`: the paths that need no key; None: no path needs one."""
     made = app.openapi
 
     @cache
-    def document() -> dict[str, Any]:
+    def document() -> Schema:
         whole = made()
-        whole.setdefault("components", {}).setdefault("schemas", {}).update(_schemas(models))
-        for operations in whole["paths"].values():
+        components = whole.setdefault("components", {})
+        components.setdefault("schemas", {}).update(_schemas(requests, answers))
+        for path, operations in whole["paths"].items():
             for operation in operations.values():
-                operation["responses"]["default"] = _error()
+                needs_key = keyless is not None and path not in keyless
+                _describe(operation, (401,) if needs_key else ())
+        if keyless is not None:
+            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         return whole
 
     app.openapi = document  # type: ignore[method-assign]
 
 
-def _schemas(models: Sequence[type[BaseModel]]) -> dict[str, Any]:
-    _, found = models_json_schema([(model, "validation") for model in models], ref_template=REFERENCE)
-    schemas: dict[str, Any] = found["$defs"]
-    forms = {f"{name}Form": _form(schema) for name, schema in schemas.items() if "image" in schema.get("properties", {})}
+def _describe(operation: Schema, of_key: tuple[int, ...]) -> None:
+    """The statuses of one operation's refusals, and whether it needs the key."""
+    of_body = REFUSALS if "requestBody" in operation else ()
+    operation["responses"] |= {str(status): _error(status) for status in sorted(of_body + of_key)}
+    if of_key:
+        operation["security"] = [{"key": []}]
+
+
+def _schemas(requests: Sequence[type[BaseModel]], answers: Sequence[type[BaseModel]]) -> Schema:
+    inputs = [(model, "validation") for model in requests]
+    outputs = [(model, "serialization") for model in answers]
+    _, found = models_json_schema([*inputs, *outputs], ref_template=REFERENCE)  # type: ignore[list-item]
+    schemas: Schema = found["$defs"]
+    forms = {f"{model.__name__}Form": _form(schemas[model.__name__]) for model in requests if "image" in model.model_fields}
     return schemas | forms | {"Error": _error_schema()}
 
 
-def _form(schema: dict[str, Any]) -> dict[str, Any]:
-    """The same fields, with the picture as a file."""
+def _form(schema: Schema) -> Schema:
+    """The same fields, with the picture as a file. A form cannot say null: such a field is left out."""
     file = {"type": "string", "format": "binary", "description": "the picture's file"}
-    return schema | {"title": f"{schema['title']}Form", "properties": schema["properties"] | {"image": file}}
+    fields = {name: _never_null(field) for name, field in schema["properties"].items()}
+    return schema | {"title": f"{schema['title']}Form", "properties": fields | {"image": file}}
 
 
-def _error() -> dict[str, Any]:
-    schema = {"$ref": REFERENCE.format(model="Error")}
-    return {"description": "What is wrong, in OpenAI's form", "content": {"application/json": {"schema": schema}}}
+def _never_null(field: Schema) -> Schema:
+    forms = [form for form in field.get("anyOf", []) if form != {"type": "null"}]
+    if len(forms) != 1:
+        return field
+    return {name: value for name, value in field.items() if name not in ("anyOf", "default")} | forms[0]
 
 
-def _error_schema() -> dict[str, Any]:
+def _reference(name: str) -> Schema:
+    return {"$ref": REFERENCE.format(model=name)}
+
+
+def _error(status: int) -> Schema:
+    description = f"{HTTPStatus(status).phrase}, in OpenAI's form"
+    return {"description": description, "content": {"application/json": {"schema": _reference("Error")}}}
+
+
+def _error_schema() -> Schema:
     nullable = {"type": ["string", "null"]}
     fields = {"message": {"type": "string"}, "type": {"type": "string"}, "param": nullable, "code": nullable}
-    inner = {"type": "object", "properties": fields, "required": [*fields]}
-    return {"type": "object", "properties": {"error": inner}, "required": ["error"]}
+    inner = {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
+    return {"type": "object", "properties": {"error": inner}, "required": ["error"], "additionalProperties": False}

@@ -11,23 +11,24 @@ from PIL import Image
 
 from ..common.errors import ImageError
 from ..common.image import to_rgb
-from ..common.image_file import read_image
+from ..common.image_file import heic_formats, is_heic, read_image
 from .api_errors import ApiError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # what is worth the risk of a reader that strangers reach
 _DATA = re.compile(r"data:(image/[\w.+-]+)?(;[\w-]+=[\w.-]+)*;base64,", re.ASCII | re.IGNORECASE)
 
 
-def decode_picture(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    """The picture in a file's bytes; `name` is what an error message calls it.
+def decode_picture(data: bytes, name: str, max_pixels: int, heic: bool = False) -> Image.Image:
+    """The picture in a file's bytes; `name` is what an error message calls it. `heic`: also phones' pictures in HEIC.
 
     Raises:
         ImageError: it is empty, no picture, damaged, or has too many pixels; these are counted in the file's head.
     """
     if not data:
         raise ImageError(f"{name} is empty (0 bytes); send it again")
+    formats = (*FORMATS, *heic_formats()) if heic and is_heic(data) else FORMATS
     try:
-        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+        opened = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError:
         raise ImageError(f"{name} has more than {max_pixels} pixels; shrink it") from None
     except Exception:  # noqa: BLE001 - a damaged file makes Pillow's readers raise nearly anything

@@ -29,7 +29,7 @@ async def read_json(request: Request, model: type[Model]) -> Model:
     if sum(body.count(mark) for mark in (b"[", b"{", b",")) > MAX_MARKS:
         raise ApiError(400, f"the body has more than {MAX_MARKS} lists, objects and values; no request needs so many")
     try:
-        return model.model_validate_json(body)
+        return model.model_validate_json(body, strict=True)  # the text "true" is no boolean, false is no 0
     except ValidationError as error:
         raise validation_error(error) from None
 

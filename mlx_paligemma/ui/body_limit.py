@@ -1,0 +1,42 @@
+"""An ASGI application around Gradio's, which would read a body of any size into memory."""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+JSON_BYTES = 4 * 2**20  # of an event's values; pictures are uploaded apart from them
+UPLOAD = "/upload"
+
+
+class BodyLimit:
+    """Refuses bodies above a limit: of an upload, which is written to disk as it comes, and of everything else."""
+
+    def __init__(self, app: ASGIApp, upload_bytes: int):
+        self.app, self._upload_bytes = app, upload_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 413 before or while a body is too large."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        most = self._upload_bytes if scope["path"].endswith(UPLOAD) else JSON_BYTES
+        length = Headers(scope=scope).get("content-length", "0")
+        if not length.isdecimal() or int(length) > most:
+            await PlainTextResponse("too large", 413, {"connection": "close"})(scope, receive, send)
+            return
+        await self.app(scope, _bounded(receive, most), send)
+
+
+def _bounded(receive: Receive, most: int) -> Receive:
+    """The same; a body that grows above the limit ends as if its sender had gone."""
+    size = 0
+
+    async def bounded() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        return {"type": "http.disconnect"} if size > most else message
+
+    return bounded

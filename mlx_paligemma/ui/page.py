@@ -1,0 +1,58 @@
+"""The whole page: a line about the loaded model, and a tab for each thing to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import gradio as gr
+
+from .ask_tab import AskTab
+from .batch_tab import BatchTab
+from .compare_tab import CompareTab, described
+from .events import PRIVATE
+from .model_tab import ModelTab
+from .shelf import MAIN
+from .site import Site
+
+TITLE = "PaliGemma"
+
+
+def make_page(site: Site) -> gr.Blocks:
+    """The page around the shelf's models. It asks nobody on the internet for anything."""
+    kept = site.settings.files_kept
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(max(kept // 4, 1), kept)) as page:
+        gr.Markdown(f"# {TITLE}", elem_classes="title")
+        loaded = gr.Markdown("", elem_id="loaded", elem_classes="line")
+        with gr.Tabs():
+            with gr.Tab("Ask"):
+                ask = AskTab(site)
+            with gr.Tab("Many pictures"):
+                BatchTab(site)
+            if site.settings.can_swap:
+                with gr.Tab("Compare"):
+                    CompareTab(site)
+                with gr.Tab("Model"):
+                    model = ModelTab(site)
+        changes = [page.load, ask.swapped.then] + ([model.loaded.then] if site.settings.can_swap else [])
+        for change in changes:
+            change(lambda: _loaded(site), None, [loaded, ask.backend], show_progress="hidden", **PRIVATE)
+        page.unload(_leaving(site))
+    return page
+
+
+def _loaded(site: Site) -> tuple[str, str | None]:
+    """The line about the loaded model, and its backend."""
+    runner = site.shelf.find(MAIN)
+    if runner is None:
+        return "No model is loaded; load one in the tab Model.", None
+    return f"Model: {described(runner)}", runner.spec.backend
+
+
+def _leaving(site: Site) -> Callable[[gr.Request], None]:
+    """What is done when a visitor has closed the page: nobody waits for what it asked."""
+
+    def left(request: gr.Request) -> None:
+        for name in ("", "-batch", "-compare"):
+            site.stops.request(f"{request.session_hash}{name}")
+
+    return left

@@ -1,0 +1,141 @@
+"""The loaded models by their place: the one that answers, and the one that it is compared with. They can be swapped."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+from ..backends import open_backend
+from ..common.checkpoint import Checkpoint, check_dtype, read_checkpoint
+from ..common.errors import BusyError, OptionError, TooLargeError
+from ..common.hub import find_folder
+from ..common.hub_download import Tell
+from ..common.memory import gigabytes, model_bytes
+from .model_spec import ModelSpec
+from .runners import Runner, load_runner
+
+MAIN, SECOND = "main", "second"
+INTERVAL = 0.25  # seconds between two words about a download
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a model takes before it is loaded."""
+
+    weights: int  # bytes
+    whole: int  # bytes, with what one answer takes beside them
+    free: int  # bytes that there are
+
+    def __str__(self) -> str:
+        return f"needs {gigabytes(self.whole)} of memory, {gigabytes(self.free)} are free"
+
+
+class Shelf:
+    """Loads and lets go, one model at a time."""
+
+    def __init__(self) -> None:
+        self._runners: dict[str, Runner] = {}
+        self._loading = threading.Lock()
+
+    def get(self, place: str = MAIN) -> Runner:
+        """The model at a place. Raises OptionError where there is none."""
+        runner = self._runners.get(place)
+        if runner is None:
+            raise OptionError("no model is loaded; load one first")
+        return runner
+
+    def find(self, place: str = MAIN) -> Runner | None:
+        """The model at a place, if there is one."""
+        return self._runners.get(place)
+
+    def load(self, spec: ModelSpec, place: str = MAIN) -> Iterator[str]:
+        """Put a model in a place, telling how far it is; the one that was there is let go.
+
+        Where memory for both is there, the old one answers until the new one is loaded; else it goes before.
+
+        Raises:
+            BusyError: another one is being loaded.
+            TooLargeError: it does not fit, even in the old one's place, which stays.
+            CheckpointError, BackendError, OptionError: it cannot be loaded.
+        """
+        if not self._loading.acquire(blocking=False):
+            raise BusyError("another model is being loaded; wait until it is there")
+        try:
+            yield from self._load(spec, place)
+        finally:
+            self._loading.release()
+
+    def release(self, place: str) -> None:
+        """Let go of a model, if there is one."""
+        runner = self._runners.pop(place, None)
+        if runner is not None:
+            runner.close()
+
+    def close(self) -> None:
+        """Let go of all models."""
+        for place in list(self._runners):
+            self.release(place)
+
+    def _load(self, spec: ModelSpec, place: str) -> Iterator[str]:
+        need = yield from self._measured(spec)
+        old = self._runners.get(place)
+        yield f"{spec.short_name}: {need}"
+        if need.whole > need.free + (old.bytes if old else 0):
+            raise TooLargeError(f"{spec.short_name} {need}; choose a smaller model, another dtype, or free some memory")
+        if need.whole > need.free:
+            yield f"{spec.short_name}: letting go of {old.spec.short_name if old else 'the other model'} first"
+            self.release(place)
+        yield f"{spec.short_name}: loading {gigabytes(need.weights)}"
+        runner = load_runner(spec, need.weights)
+        old = self._runners.pop(place, None)
+        self._runners[place] = runner
+        if old is not None:
+            old.close()
+        yield f"{spec.short_name}: ready"
+
+    def _measured(self, spec: ModelSpec) -> Generator[str, None, Need]:
+        """What it needs; while it is downloaded, how far that is."""
+        yield f"{spec.short_name}: looking for it"
+        told = _Download()
+        with ThreadPoolExecutor(1, thread_name_prefix="download") as threads:
+            future = threads.submit(needed, spec, told)
+            while not future.done():
+                wait([future], timeout=INTERVAL)
+                if told.total:
+                    yield f"{spec.short_name}: {told}"
+        return future.result()
+
+
+@dataclass
+class _Download:
+    """How far a download is."""
+
+    done: int = 0  # bytes
+    total: int = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        self.done, self.total = done, total
+
+    def __str__(self) -> str:
+        return f"downloading, {gigabytes(self.done)} of {gigabytes(self.total)} ({self.done / self.total:.0%})"
+
+
+def needed(spec: ModelSpec, tell: Tell | None = None) -> Need:
+    """What a model would take, from its files' headers. A Hub id is downloaded for this, and `tell` hears how far it is.
+
+    Raises:
+        CheckpointError: it cannot be found or read.
+        OptionError: the dtype is unknown.
+    """
+    open_backend(spec.backend)  # what is not installed is said before a download
+    checkpoint = read_checkpoint(find_folder(spec.name, spec.revision, tell))
+    return _need(checkpoint, spec)
+
+
+def _need(checkpoint: Checkpoint, spec: ModelSpec) -> Need:
+    dtype = spec.dtype or ("float32" if spec.name is None else checkpoint.dtype)
+    packed = checkpoint.weight_bytes(dtype) if checkpoint.packings and spec.backend == "mlx" else None
+    weights, whole = model_bytes(checkpoint.config, check_dtype(dtype), weights=packed)
+    return Need(weights, whole, open_backend(spec.backend).free_bytes())
