@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sentencepiece import SentencePieceProcessor
-
 from .tokenizer import PaliGemmaTokenizer
 
 SPACE = "\u2581"  # SentencePiece's mark for a space
@@ -26,8 +24,7 @@ class TokenPieces:
     """The pieces of a vocabulary by their ids."""
 
     def __init__(self, tokenizer: PaliGemmaTokenizer):
-        """Reads the vocabulary once more, which takes about a tenth of a second."""
-        self._pieces, self._size = SentencePieceProcessor(model_proto=tokenizer.model), tokenizer.size
+        self._pieces, self._size = tokenizer.pieces, tokenizer.size
 
     def __getitem__(self, token_id: int) -> TokenPiece:
         if not 0 <= token_id < self._size:  # the image token, and rows of the output layer that mean nothing

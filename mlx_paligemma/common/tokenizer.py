@@ -67,6 +67,11 @@ class PaliGemmaTokenizer:
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions, or copy it again") from None
 
+    @property
+    def pieces(self) -> SentencePieceProcessor:
+        """The SentencePiece model itself."""
+        return self._pieces
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text` alone, without bos, eos or newline added.
 
