@@ -8,7 +8,7 @@ BIN := .venv/bin
 OPENBLAS := $(firstword $(wildcard /usr/lib/*-linux-gnu/openblas-pthread/libopenblas.so.0))
 PICTURE := mlx_paligemma/demo/shapes.png
 
-.PHONY: help demo test check consumers counters bench accuracy acceptance vocabulary train-demo real-size clean
+.PHONY: help demo test check consumers load counters bench accuracy acceptance vocabulary train-demo real-size clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -33,6 +33,10 @@ bench: .venv/dev-ready .venv-bench/mlx-vlm/ready .venv-bench/transformers/ready 
 
 consumers: .venv/dev-ready .venv-bench/mlx-vlm/ready ## mlx-vlm and transformers read what convert writes, and give the same logits
 	$(BIN)/python benchmarks/consumers.py
+
+load: .venv/dev-ready ## 64 clients for a minute against the server, every answer checked; rows decoded together against one
+	$(BIN)/python benchmarks/serve_load.py $(addprefix --openblas ,$(OPENBLAS))
+	LD_PRELOAD=$(OPENBLAS) $(BIN)/python benchmarks/serve_rows.py
 
 counters: .venv/dev-ready ## what a token and a prefill cost at full size, counted without computing
 	$(BIN)/python benchmarks/tracer.py

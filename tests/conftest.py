@@ -11,6 +11,7 @@ os.environ["MLX_ENABLE_TF32"] = "0"  # MLX reads it once, when it is imported
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run the acceptance tests with their full counts; takes minutes")
+    parser.addoption("--screenshots", metavar="DIR", help="keep pictures of the web page here")
 
 
 def pytest_configure(config):

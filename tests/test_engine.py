@@ -9,6 +9,7 @@ import pytest
 from mlx_paligemma import generate, load
 from mlx_paligemma.common.decoding import Generation
 from mlx_paligemma.common.errors import BusyError, CheckpointError, TooLargeError
+from mlx_paligemma.common.feature_cache import FeatureCache
 from mlx_paligemma.common.sampling import SamplingOptions
 from mlx_paligemma.demo.questions import ask
 from mlx_paligemma.demo.scenes import draw_scene
@@ -163,6 +164,15 @@ def test_a_picture_is_encoded_once_for_all_questions_about_it(demo, engine, ques
     for prompt in ("caption en", "answer en how many shapes are there?"):
         asked(engine, demo[1], questions[0][0], prompt, max_tokens=5).run()
     assert (engine._features.misses, engine._features.hits) == (1, 1)
+
+
+def test_encoded_pictures_are_kept_where_it_is_told(demo, questions):
+    features = FeatureCache()
+    engine = Engine(lambda: load()[0], features=features)
+    for prompt in ("caption en", "detect star"):
+        asked(engine, demo[1], questions[0][0], prompt, max_tokens=2).run()
+    engine.close()
+    assert (features.misses, features.hits, len(features)) == (1, 1, 1)
 
 
 def test_work_that_comes_after_the_end_is_refused(demo):

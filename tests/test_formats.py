@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlx_paligemma.common.formats import Stems, as_line, as_record, failed_record, replacing, write_coco, write_csv, write_yolo
+from mlx_paligemma.common.formats import (
+    Stems,
+    as_line,
+    as_record,
+    failed_record,
+    mask_file_name,
+    picture_stem,
+    replacing,
+    write_coco,
+    write_csv,
+    write_yolo,
+)
 from mlx_paligemma.common.results import Detection, Detections, GenerationResult, Stats
 
 WIDTH, HEIGHT = 120, 90
@@ -241,3 +252,19 @@ def test_no_two_pictures_share_a_file_name():
     names = ["a/x.png", "b/x.png", "x-2.png", "X.jpg", "https://host/x.png?size=2", "a/x.png", "https://host/"]
     stems = Stems()
     assert [stems.of(name) for name in names] == ["x", "x-2", "x-2-2", "X-3", "x-4", "x", "host"]
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [("cat", "a-3-cat.png"), ("big  cat_2!", "a-3-big-cat-2.png"), ("ñandú 猫", "a-3-ñandú-猫.png"), ("../..", "a-3-object.png")],
+)
+def test_the_name_of_a_masks_file_has_the_picture_the_number_and_the_label(label, name):
+    assert mask_file_name("a", 3, label) == name
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "猫", "𝒳"])
+def test_the_name_of_a_masks_file_fits_on_a_disk_whatever_the_label(letter, tmp_path):
+    name = mask_file_name(picture_stem(letter * 300), 10_000, letter * 300)
+    assert len(os.fsencode(name)) <= 255
+    (tmp_path / name).touch()
+    assert letter in name.split("-")[2]

@@ -185,6 +185,45 @@ def test_a_revision_that_the_hub_has_no_more_is_said_to_be_gone(hub, checkpoint)
     assert "has no revision 'v9' on the Hub" in refusal("v9")
 
 
+def told_of_download():
+    """What is told while it comes down: bytes that are there, and that there will be."""
+    told = []
+    download("org/name", tell=lambda *counts: told.append(counts))
+    return told
+
+
+def test_it_is_told_how_far_a_download_is(hub, large):
+    hub.add("org/name", large)
+    total = sum(len(content) for content in hub.blobs.values())
+    told = told_of_download()
+    assert told[0] == (0, total)
+    assert told[-1] == (total, total)
+    assert told == sorted(told)
+    assert {CHUNK, CHUNK + (large / "tokenizer.model").stat().st_size} & {done for done, _ in told}  # the tokenizer may be first
+    assert told_of_download() == []  # nothing is missing
+
+
+def test_a_resumed_download_is_told_from_what_there_is(hub, large):
+    hub.add("org/name", large)
+    total = sum(len(content) for content in hub.blobs.values())
+    hub.cuts = [Cut(BREAK)]
+    refusal()
+    told = told_of_download()
+    assert told[0][0] >= CHUNK
+    assert told[-1][0] == told[-1][1] <= total
+    assert told == sorted(told)
+
+
+def test_bytes_that_are_sent_again_are_not_told_twice(hub, large):
+    hub.add("org/name", large)
+    hub.cuts, hub.ranges = [Cut(BREAK)], False
+    refusal()
+    told = told_of_download()
+    assert all(done <= total for done, total in told)
+    assert told[-1][0] == told[-1][1]
+    assert [done for done, _ in told].count(told[-1][1]) <= 2  # not before it is whole
+
+
 def leave(hub, cache, content):
     """What an earlier download of the weights has left."""
     largest = max(hub.blobs, key=lambda oid: len(hub.blobs[oid]))

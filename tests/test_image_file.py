@@ -13,6 +13,7 @@ from PIL import Image, features
 
 from mlx_paligemma.common.errors import ImageError
 from mlx_paligemma.common.image import open_image
+from mlx_paligemma.common.image_file import heic_formats
 
 PNG, JPEG = encoded(picture("RGB", 200, 100)), encoded(picture("RGB", 200, 100), "JPEG")
 UNUSABLE_FILES = {  # how to make it from a folder, a word of the message
@@ -180,6 +181,13 @@ def test_the_reader_of_heic_is_not_loaded_for_other_files(heic, without_heic):
     assert "HEIF" not in Image.OPEN
     open_image(io.BytesIO(heic))
     assert "HEIF" in Image.OPEN
+
+
+def test_the_format_of_heic_has_pillows_name_where_it_can_be_read(heic, without_heic, monkeypatch):
+    with Image.open(io.BytesIO(heic), formats=heic_formats()) as opened:
+        assert (opened.format,) == heic_formats() == ("HEIF",)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    assert heic_formats() == ()
 
 
 def test_a_turned_heic_file_is_upright(heic, without_heic):

@@ -15,6 +15,7 @@ import mlx_paligemma
 import torch_ref
 import torch_ref.device
 from mlx_paligemma import fused_layers, memory, roofline
+from mlx_paligemma.backends import open_backend
 from mlx_paligemma.common import memory as reckoning
 from mlx_paligemma.common.checkpoint import read_checkpoint
 from mlx_paligemma.common.config import PaliGemmaConfig
@@ -24,7 +25,9 @@ from mlx_paligemma.common.memory import (
     check_batch,
     check_model,
     fitting_rows,
+    gigabytes,
     memory_bytes,
+    model_bytes,
     needed_bytes,
     row_bytes,
     weight_bytes,
@@ -174,6 +177,28 @@ def test_a_containers_limit_is_the_memory_that_there_is_and_cached_files_count_a
     assert memory_bytes() == (1_000_000, 600_000)
     (tmp_path / "memory.max").write_text("max\n")
     assert memory_bytes()[0] == whole
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(12_345_678_901, "12.3 GB"), (10**8, "0.1 GB"), (99_400_000, "99 MB"), (0, "0 MB"), (-(10**9), "-1.0 GB")]
+)
+def test_bytes_are_told_in_gigabytes_and_small_ones_in_megabytes(count, words):
+    assert gigabytes(count) == words
+
+
+def test_a_model_takes_its_weights_and_with_an_answer_more():
+    config = published_config("pg2-3b", 224)
+    weights = weight_bytes(config, 16)
+    assert model_bytes(config, "bfloat16", Row()) == (weights, weights + row_bytes(config, Row(), 16))
+    assert model_bytes(config, "float32") == (2 * weights, 2 * weights + row_bytes(config, Row(), 32))
+    assert model_bytes(config, "float16", weights=7) == (7, 7 + row_bytes(config, Row(), 16))
+
+
+@pytest.mark.parametrize("name", ["mlx", "torch"])
+def test_both_backends_say_what_a_model_may_still_take(name, only, monkeypatch):
+    only(123 * GB)
+    monkeypatch.setattr(mx, "get_cache_memory", lambda: GB)  # freed memory that MLX keeps for itself
+    assert open_backend(name).free_bytes() == (124 * GB if name == "mlx" else 123 * GB)
 
 
 @pytest.mark.parametrize("head", [False, True])
@@ -337,7 +362,7 @@ def test_the_command_says_it_in_one_line_and_ends_with_1(monkeypatch, capfd, onl
     only(1_000_000)
     code, out, err = program(monkeypatch, capfd)("generate", PICTURE, "-p", "caption en", "--backend", backend)
     assert (code, out) == (1, "")
-    one_line(err, "error: the model needs", "GB are free")
+    one_line(err, "error: the model needs", "1 MB are free")
 
 
 @pytest.mark.parametrize("backend", ["mlx", "torch"])

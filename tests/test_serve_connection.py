@@ -53,6 +53,13 @@ def test_a_connection_serves_one_request_after_the_other_with_pauses(server):
         assert open_connections(server) == 1
 
 
+def test_what_is_written_is_sent_at_once_and_waits_for_no_acknowledgement(server):
+    with httpx.Client() as client:
+        client.get(f"{server.address}/health")
+        (connection,) = server._server.server_state.connections
+        assert connection.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_long_answer_outlasts_the_timers(server):
     body, started = chat_body(LONG, stream=True), time.monotonic()
     with slowed(server), httpx.stream("POST", f"{server.address}/v1/chat/completions", json=body, timeout=60) as stream:

@@ -1,5 +1,6 @@
 """Hostile and clumsy requests: each gets its 4xx in OpenAI's form, costs little, and the server goes on serving."""
 
+import gzip
 import json
 import socket
 import struct
@@ -111,6 +112,11 @@ def test_the_wrong_content_type_is_refused(server):
         refused(post(server, CHAT, content=b"{}", headers={"content-type": kind}), 415, "application/json")
 
 
+def test_a_compressed_body_is_refused_before_it_is_read(server):
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    refused(post(server, CHAT, content=gzip.compress(json.dumps(chat_body()).encode()), headers=headers), 415, "compressed")
+
+
 def test_a_body_over_the_limit_is_refused_by_its_length_alone(server):
     answer = raw(server, head("Content-Length: 10000000000"))
     assert answer.startswith(b"HTTP/1.1 413") and b'"code":"too_large"' in answer
@@ -153,6 +159,16 @@ def test_a_head_without_end_is_refused(server):
 @pytest.mark.parametrize("length", ["-1", "1e3", "abc"])
 def test_a_length_that_is_none_is_refused(server, length):
     assert raw(server, head(f"Content-Length: {length}")).startswith((b"HTTP/1.1 400", b"HTTP/1.1 413"))
+
+
+def test_json_of_other_types_than_the_schema_says_is_refused(server):
+    for wrong in ({"stream": "true"}, {"temperature": "0.5"}, {"temperature": False}, {"max_tokens": "3"}, {"n": True}):
+        refused(chat(server, **wrong), 400, *wrong)
+
+
+def test_whole_numbers_may_be_written_with_a_point(server):
+    assert chat(server, max_tokens=3.0, seed=7.0).json()["usage"]["completion_tokens"] == 3
+    refused(chat(server, max_tokens=3.5), 400, "max_tokens")
 
 
 def test_unknown_places_and_methods_have_the_form_too(server):

@@ -27,6 +27,7 @@ from .results import Detection, GenerationResult
 
 Record = dict[str, Any]  # what JSON can hold
 STEM_BYTES = 150  # of a file's name: disks allow 255, with the number, the label and the ending
+LABEL_BYTES = 80
 
 # the name of a file need not be text; what is none is written as \udc80, which JSON reads back
 ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
@@ -154,15 +155,20 @@ def picture_stem(source: str) -> str:
     """The name of a picture's file or address, without its ending."""
     is_address = "://" in source
     stem = Path(source.split("?", maxsplit=1)[0] if is_address else source).stem
-    while len(os.fsencode(stem)) > STEM_BYTES:
-        stem = stem[:-1]
-    return stem or "picture"
+    return _cut(stem, STEM_BYTES) or "picture"
 
 
 def mask_file_name(stem: str, number: int, label: str) -> str:
     """Of an object's mask: the picture's name, the object's number in the answer, its label in letters and digits of any script."""
-    slug = re.sub(r"[\W_]+", "-", label).strip("-")[:40] or "object"
+    slug = _cut(re.sub(r"[\W_]+", "-", label).strip("-")[:40], LABEL_BYTES) or "object"
     return f"{stem}-{number}-{slug}.png"
+
+
+def _cut(name: str, most: int) -> str:
+    """As many of its letters as fit into so many bytes."""
+    while len(os.fsencode(name)) > most:
+        name = name[:-1]
+    return name
 
 
 @contextmanager

@@ -153,7 +153,7 @@ def _fetch_large(listing: Listing, file: HubFile, count: _Count) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
         if blob.exists():
-            count.add(file.size)
+            count.end(file.size)
             return
         if part.is_file() and part.stat().st_size > file.size:
             part.unlink()
@@ -161,29 +161,34 @@ def _fetch_large(listing: Listing, file: HubFile, count: _Count) -> None:
         headers = build_hf_headers(headers={"Accept-Encoding": "identity"})  # a packed file could not go on in its middle
         with io.BufferedWriter(_CountedFile(part, count)) as stream:
             begun = stream.tell()
-            count.add(begun)
+            count.at(begun)
             http_get(url, stream, resume_size=begun, headers=headers, expected_size=file.size, displayed_filename=file.name)
         _check_content(listing, file, part)
         part.replace(blob)
+    count.end(file.size)
 
 
 @dataclass
 class _Count:
-    """How many bytes of large files are there; a file that is sent again from its start counts twice, up to the whole."""
+    """How many bytes of large files are there."""
 
     total: int
     tell: Tell | None
-    done: int = 0
+    whole: int = 0  # bytes of those that are whole
 
-    def add(self, size: int) -> None:
-        """So many more."""
-        self.done = min(self.done + size, self.total)
+    def at(self, size: int) -> None:
+        """So many bytes of the next file are there."""
         if self.tell is not None:
-            self.tell(self.done, self.total)
+            self.tell(self.whole + size, self.total)
+
+    def end(self, size: int) -> None:
+        """A file of this size is whole."""
+        self.whole += size
+        self.at(0)
 
 
 class _CountedFile(io.FileIO):
-    """A file to append to, whose new bytes are counted."""
+    """A file to append to, whose bytes are counted."""
 
     def __init__(self, path: Path, count: _Count):
         super().__init__(path, "ab")
@@ -192,7 +197,7 @@ class _CountedFile(io.FileIO):
     def write(self, data: Any, /) -> int:
         """The same, counted."""
         size = super().write(data)
-        self._count.add(size or 0)
+        self._count.at(self.tell())
         return size
 
 

@@ -129,5 +129,6 @@ def _add_routes(app: FastAPI, asking: Asking, about: About) -> None:
         app.add_api_route(path, endpoint, methods=["POST"], response_model=LocateResponse, openapi_extra=extra)
     extra = body(CaptionRequest, CAPTION, has_form=True)
     app.add_api_route("/v1/caption", tasks.caption, methods=["POST"], response_model=CaptionResponse, openapi_extra=extra)
+    most = {"max_tokens": asking.context, "max_completion_tokens": asking.context, "n": asking.settings.max_choices}
     keyless = None if asking.settings.api_key is None else OPEN_TO_ALL
-    complete_document(app, (ChatRequest, LocateRequest, CaptionRequest), (ChatResponse,), keyless)
+    complete_document(app, (ChatRequest, LocateRequest, CaptionRequest), (ChatResponse,), most, keyless)

@@ -31,6 +31,11 @@ class Asking:
     logger: logging.Logger
     fetcher: Fetcher | None = field(default=None)  # None: no picture is fetched
 
+    @property
+    def context(self) -> int:
+        """Tokens that the model can hold."""
+        return self.answers.processor.config.text.max_position_embeddings
+
     def check_model(self, name: str | None) -> None:
         """Raises ApiError for a model that is not served here."""
         if name is not None and name != self.settings.model_name:
@@ -38,7 +43,7 @@ class Asking:
 
     def options(self, asked: Sampling, limit: int | None) -> SamplingOptions:
         """Raises ApiError where more tokens are asked for than the context holds."""
-        context = self.answers.processor.config.text.max_position_embeddings
+        context = self.context
         if limit is not None and limit > context:
             raise ApiError(400, f"max_tokens is {limit}; the model's context holds {context}", "max_tokens")
         return SamplingOptions(

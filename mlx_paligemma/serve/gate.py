@@ -50,6 +50,8 @@ class Gate:
         if not _has_body(scope):
             return
         self._check_origin(headers)
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise ApiError(415, "the body is compressed; send it as it is, without Content-Encoding")
         if self.open_requests >= self.settings.max_rows + self.settings.max_waiting:
             raise ApiError(429, f"{self.open_requests} requests are open, as many as the server takes; ask again later")
         length = headers.get("content-length", "0")

@@ -49,16 +49,23 @@ def text_answer(media_type: str) -> dict[int | str, dict[str, Any]]:
 
 
 def complete_document(
-    app: FastAPI, requests: Sequence[type[BaseModel]], answers: Sequence[type[BaseModel]], keyless: Sequence[str] | None
+    app: FastAPI,
+    requests: Sequence[type[BaseModel]],
+    answers: Sequence[type[BaseModel]],
+    most: Mapping[str, int],
+    keyless: Sequence[str] | None,
 ) -> None:
-    """Have bodies, errors and the key described. `keyless`: the paths that need no key; None: no path needs one."""
+    """Have bodies, errors and the key described.
+
+    `most`: of fields, the largest value that this server takes. `keyless`: the paths that need no key; None: no path needs one.
+    """
     made = app.openapi
 
     @cache
     def document() -> Schema:
         whole = made()
         components = whole.setdefault("components", {})
-        components.setdefault("schemas", {}).update(_schemas(requests, answers))
+        components.setdefault("schemas", {}).update(_schemas(requests, answers, most))
         for path, operations in whole["paths"].items():
             for operation in operations.values():
                 needs_key = keyless is not None and path not in keyless
@@ -78,13 +85,23 @@ def _describe(operation: Schema, of_key: tuple[int, ...]) -> None:
         operation["security"] = [{"key": []}]
 
 
-def _schemas(requests: Sequence[type[BaseModel]], answers: Sequence[type[BaseModel]]) -> Schema:
+def _schemas(requests: Sequence[type[BaseModel]], answers: Sequence[type[BaseModel]], most: Mapping[str, int]) -> Schema:
     inputs = [(model, "validation") for model in requests]
     outputs = [(model, "serialization") for model in answers]
     _, found = models_json_schema([*inputs, *outputs], ref_template=REFERENCE)  # type: ignore[list-item]
     schemas: Schema = found["$defs"]
+    for model in requests:
+        _bound(schemas[model.__name__]["properties"], most)
     forms = {f"{model.__name__}Form": _form(schemas[model.__name__]) for model in requests if "image" in model.model_fields}
     return schemas | forms | {"Error": _error_schema()}
+
+
+def _bound(fields: Schema, most: Mapping[str, int]) -> None:
+    """Tell the largest values; of `anyOf` an integer or null."""
+    for name in most.keys() & fields.keys():
+        for form in fields[name].get("anyOf", [fields[name]]):
+            if form["type"] == "integer":
+                form["maximum"] = most[name]
 
 
 def _form(schema: Schema) -> Schema:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -38,26 +38,32 @@ def answer(
 
 
 def answer_files(
-    runner: Runner, files: list[Path], prompt: str, options: SamplingOptions, max_pixels: int, stop: Stop
+    runner: Runner, files: Mapping[str, Path], prompt: str, options: SamplingOptions, max_pixels: int, stop: Stop
 ) -> Iterator[Record]:
-    """A record for each file, in their order; one that cannot be answered has an error. Ends early where it is to stop.
+    """A record for each file by its name, in their order; one that cannot be answered has an error.
 
-    Several are asked about at a time, so that they can be decoded together.
+    Ends early where it is to stop, and stops where nobody wants more. Several are asked about at a time, so that they can be
+    decoded together, all of the same model.
     """
-    with ThreadPoolExecutor(MAX_ROWS, thread_name_prefix="batch") as threads:
-        record = partial(_record, runner, prompt, options, max_pixels, stop)
-        for found in threads.map(record, files):
-            if found is not None:
-                yield found
+    record = partial(_record, runner, prompt, options, max_pixels, stop)
+    with runner.using(stop), ThreadPoolExecutor(MAX_ROWS, thread_name_prefix="batch") as threads:
+        try:
+            for found in threads.map(record, *zip(*files.items(), strict=True)):
+                if found is not None:
+                    yield found
+        finally:
+            stop.request()
 
 
-def _record(runner: Runner, prompt: str, options: SamplingOptions, max_pixels: int, stop: Stop, file: Path) -> Record | None:
+def _record(
+    runner: Runner, prompt: str, options: SamplingOptions, max_pixels: int, stop: Stop, name: str, file: Path
+) -> Record | None:
     """None where it was to stop before the answer was whole."""
     if stop.is_requested:
         return None
     try:
-        *_, result = answer(runner, read_picture(file, max_pixels), prompt, options, stop)
+        *_, result = answer(runner, read_picture(file, max_pixels, name), prompt, options, stop)
     except PaliGemmaError as error:
-        return None if stop.is_requested else failed_record(file.name, prompt, str(error))
+        return None if stop.is_requested else failed_record(name, prompt, str(error))
     assert isinstance(result, GenerationResult)
-    return None if stop.is_requested else as_record(file.name, prompt, result)
+    return None if result.finish_reason == "cancelled" else as_record(name, prompt, result)

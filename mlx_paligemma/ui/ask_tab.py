@@ -19,6 +19,7 @@ from .downloads import answer_files
 from .events import PRIVATE, Update, is_busy, is_idle, telling
 from .examples import EXAMPLES
 from .picture_input import open_picture, picture_input
+from .plain_text import in_markdown
 from .site import Site
 from .tables import html_table
 from .tasks import write_prompt
@@ -47,7 +48,8 @@ class AskTab:
                 self._make_questions()
             with gr.Column(min_width=320):
                 self._make_answers()
-        self._make_examples()
+        self._examples = self._examples_below()
+        self.changes: list[Any] = []  # events after which another model may be there
         self._connect()
 
     def _make_questions(self) -> None:
@@ -57,11 +59,11 @@ class AskTab:
             self._ask = gr.Button("Ask", variant="primary", min_width=100, elem_id="ask")
             self._stop = gr.Button("Stop", interactive=False, min_width=100, elem_id="stop")
         with gr.Accordion("Options", open=False):
-            self.backend = gr.Radio([*NAMES], label="Backend", info="Loads the model anew.", visible=self._site.settings.can_swap)
+            self.backends = [_backend()] if self._site.settings.can_swap else []
             self._options = OptionControls.build(self._site.settings)
 
-    def _make_examples(self) -> None:
-        gr.Examples(
+    def _examples_below(self) -> Any:
+        return gr.Examples(
             [[str(path), task.value, text] for path, task, text in EXAMPLES],
             [self._picture, self._prompt.task, self._prompt.text],
             label="Examples, for the demo model",
@@ -70,23 +72,50 @@ class AskTab:
         )
 
     def _make_answers(self) -> None:
-        self._answer = gr.Textbox(label="Answer", lines=2, max_lines=8, buttons=["copy"], elem_id="answer", interactive=False)
+        self._answer = gr.Textbox(
+            label="Answer",
+            lines=2,
+            max_lines=5,
+            buttons=["copy"],
+            placeholder="It comes here.",
+            elem_id="answer",
+            interactive=False,
+        )
         self._line = gr.Markdown("", elem_classes="line", elem_id="line")
-        self._found = gr.AnnotatedImage(label="Found", show_label=False, visible=False, elem_id="found")
+        self._found = gr.AnnotatedImage(label="Found", show_label=False, visible=False, elem_id="found", elem_classes="found")
         self._min_score = gr.Slider(0, 1, 0, step=0.01, label="Minimum score", info="Hides objects below it.", visible=False)
-        self._table = gr.HTML(visible=False, elem_id="objects")
-        self._files = gr.File(label="Downloads", file_count="multiple", interactive=False, visible=False, elem_id="files")
+        self._table = gr.HTML(visible=False, elem_id="objects", elem_classes="listed")
+        self._files = gr.File(
+            label="Downloads", file_count="multiple", interactive=False, visible=False, elem_id="files", elem_classes="taken"
+        )
         with gr.Accordion("Earlier questions", open=False):
             self._asked = gr.State([], time_to_live=self._site.settings.files_kept)
-            self._asked_table = gr.HTML("None yet.", elem_id="asked")
+            self._asked_table = gr.HTML("None yet.", elem_id="asked", elem_classes="listed")
 
     def _connect(self) -> None:
         shown = [self._answer, self._line, self._found, self._min_score, self._table, self._files]
-        asked = gr.on(
-            [self._ask.click, self._prompt.text.submit],
+        for begin in (self._ask.click, self._prompt.text.submit, self._examples.load_input_event.then):
+            self._connect_asking(begin, [*shown, self._answered, self._ask, self._stop])
+        for backend in self.backends:
+            swapping = telling(self._swapping, self._line, {})
+            self.changes.append(backend.input(swapping, backend, self._line, show_progress="hidden", **PRIVATE).then)
+        self._stop.click(self._stopping, None, None, queue=False, **PRIVATE)
+        judged = self._min_score.input(  # not release, which the keyboard does not cause
+            self._judge,
+            [self._answered, self._min_score],
+            [self._found, self._table],
+            show_progress="hidden",
+            trigger_mode="always_last",
+            **PRIVATE,
+        )
+        judged.then(self._write_files, [self._answered, self._min_score], self._files, **PRIVATE)
+
+    def _connect_asking(self, begin: Any, outputs: list[Any]) -> None:
+        """What is done after an event that asks."""
+        asked = begin(
             telling(self._asking, self._line, is_idle(self._ask, self._stop)),
             [self._picture, *self._prompt.inputs, *self._options.inputs],
-            [*shown, self._answered, self._ask, self._stop],
+            outputs,
             show_progress="hidden",
             scroll_to_output=True,
             concurrency_limit=None,
@@ -96,13 +125,7 @@ class AskTab:
         asked.then(
             self._remember, [self._answered, self._asked], [self._asked, self._asked_table], show_progress="hidden", **PRIVATE
         )
-        swapping = telling(self._swapping, self._line, {})
-        self.swapped = self.backend.input(swapping, self.backend, self._line, show_progress="hidden", **PRIVATE)
-        self._stop.click(self._stopping, None, None, queue=False, **PRIVATE)
-        judged = self._min_score.release(
-            self._judge, [self._answered, self._min_score], [self._found, self._table], show_progress="hidden", **PRIVATE
-        )
-        judged.then(self._write_files, [self._answered, self._min_score], self._files, **PRIVATE)
+        self.changes.append(asked.then)
 
     def _asking(self, visitor: str, path: str | None, task: str, text: str, language: str, *choices: Any) -> Iterator[Update]:
         """The text as it grows, then all that can be shown of the answer."""
@@ -120,7 +143,7 @@ class AskTab:
         """The same model on the other backend."""
         spec = replace(self._site.shelf.get().spec, backend=backend)
         for line in self._site.shelf.load(spec):
-            yield {self._line: line}
+            yield {self._line: in_markdown(line)}
 
     def _nothing(self) -> Update:
         """Before an answer."""
@@ -133,14 +156,15 @@ class AskTab:
     def _whole(self, picture: Any, answered: Answered) -> Update:
         record = answered.record
         found, table = self._objects(picture, record, 0.0)
-        text = {self._answer: record["text"], self._line: view.summary(record), self._answered: answered}
+        text = {self._answer: record["text"], self._line: in_markdown(view.summary(record)), self._answered: answered}
         return text | {self._found: found, self._table: table, self._min_score: gr.Slider(visible=bool(record["detections"]))}
 
     def _objects(self, picture: Any, record: Record, min_score: float) -> tuple[Any, Any]:
         found = view.found_in(record, min_score)
         layers, visible = view.layers(picture, found), bool(record["detections"])
         image = gr.AnnotatedImage((layers.picture, layers.layers), color_map=layers.colors, visible=visible)
-        return image, gr.HTML(html_table("Objects", view.TABLE, view.rows(found)), visible=visible)
+        table = html_table("Objects", view.TABLE, view.rows(found)) if found else "No object has such a score."
+        return image, gr.HTML(table, visible=visible)
 
     def _judge(self, answered: Answered | None, min_score: float) -> tuple[Any, Any]:
         """The same answer with fewer or more of its objects."""
@@ -165,3 +189,7 @@ class AskTab:
 
     def _stopping(self, request: gr.Request) -> None:
         self._site.stops.request(str(request.session_hash))
+
+
+def _backend() -> gr.Radio:
+    return gr.Radio([*NAMES], label="Backend", info="Loads the model anew.")

@@ -15,6 +15,7 @@ from .answering import answer_files
 from .controls import OptionControls, PromptControls, options
 from .downloads import batch_zip
 from .events import PRIVATE, Update, is_busy, is_idle, telling
+from .file_names import unique_names
 from .picture_file import read_picture
 from .site import Site
 from .tables import html_table
@@ -64,16 +65,17 @@ class BatchTab:
                 yield {self._table: html_table("Answers", TABLE, _rows(records)), self._line: f"{len(records)} of {len(files)}"}
         if records:
             yield {self._line: f"{_summary(records, len(files))}; packing"}
-            packed = batch_zip(self._site.new_folder(), records, partial(self._read, {file.name: file for file in files}))
+            packed = batch_zip(self._site.new_folder(), records, partial(self._read, files))
             yield {self._line: _summary(records, len(files)), self._zip: gr.File(str(packed), visible=True)}
 
-    def _checked(self, paths: list[str] | None) -> list[Path]:
-        """Raises OptionError for none, or too many."""
+    def _checked(self, paths: list[str] | None) -> dict[str, Path]:
+        """Files by names of which no two are the same. Raises OptionError for none, or too many."""
         if not paths:
             raise OptionError("there are no pictures yet; drop some")
         if len(paths) > self._site.settings.max_files:
             raise OptionError(f"these are {len(paths)} pictures; give at most {self._site.settings.max_files} at a time")
-        return [Path(path) for path in paths]
+        files = [Path(path) for path in paths]
+        return dict(zip(unique_names([file.name for file in files]), files, strict=True))
 
     def _read(self, files: dict[str, Path], record: Record) -> Any:
         return read_picture(files[record["image"]], self._site.settings.max_image_pixels)

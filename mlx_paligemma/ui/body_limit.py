@@ -7,7 +7,8 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 JSON_BYTES = 4 * 2**20  # of an event's values; pictures are uploaded apart from them
-UPLOAD = "/upload"
+DIGITS = 18  # of a length; Python reads no number of thousands
+UPLOAD = "/gradio_api/upload"  # of all addresses that end so, the one whose body goes to disk
 
 
 class BodyLimit:
@@ -21,9 +22,9 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        most = self._upload_bytes if scope["path"].endswith(UPLOAD) else JSON_BYTES
+        most = self._upload_bytes if scope["path"] == UPLOAD else JSON_BYTES
         length = Headers(scope=scope).get("content-length", "0")
-        if not length.isdecimal() or int(length) > most:
+        if not length.isdecimal() or len(length) > DIGITS or int(length) > most:
             await PlainTextResponse("too large", 413, {"connection": "close"})(scope, receive, send)
             return
         await self.app(scope, _bounded(receive, most), send)

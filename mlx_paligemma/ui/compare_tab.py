@@ -18,6 +18,7 @@ from .controls import OptionControls, PromptControls, options
 from .events import PRIVATE, Update, is_busy, is_idle, telling
 from .model_tab import ModelTab
 from .picture_input import open_picture, picture_input
+from .plain_text import in_markdown
 from .runners import Runner
 from .shelf import MAIN, SECOND
 from .site import Site
@@ -34,7 +35,7 @@ class Side:
             self.name = gr.Markdown(f"**{title}**")
             self.text = gr.Textbox(label="Answer", lines=2, max_lines=8, interactive=False, elem_id=f"answer-{place}")
             self.cost = gr.Markdown("", elem_classes="line")
-            self.found = gr.AnnotatedImage(label="Found", show_label=False, visible=False)
+            self.found = gr.AnnotatedImage(label="Found", show_label=False, visible=False, elem_classes="found")
 
     @property
     def outputs(self) -> list[Any]:
@@ -43,7 +44,7 @@ class Side:
 
     def empty(self, runner: Runner) -> Update:
         """Before the answer."""
-        title = f"**{described(runner)}**"
+        title = f"**{in_markdown(described(runner))}**"
         return {self.name: title, self.text: "", self.cost: "", self.found: gr.AnnotatedImage(visible=False)}
 
     def whole(self, picture: Image.Image, name: str, prompt: str, result: GenerationResult) -> Update:
@@ -51,7 +52,7 @@ class Side:
         record = as_record(name, prompt, result)
         layers = view.layers(picture, result.detections)
         found = gr.AnnotatedImage((layers.picture, layers.layers), color_map=layers.colors, visible=bool(result.detections))
-        return {self.text: result.text, self.cost: view.summary(record), self.found: found}
+        return {self.text: result.text, self.cost: in_markdown(view.summary(record)), self.found: found}
 
 
 class CompareTab:

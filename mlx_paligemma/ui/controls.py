@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import gradio as gr
 
 from ..common.errors import PromptError
 from ..common.sampling import SamplingOptions
+from .plain_text import in_markdown
 from .settings import Settings
 from .tasks import LANGUAGES, Task, write_prompt
 
@@ -105,6 +107,12 @@ def options(
 
 def _shown(task: str, text: str, language: str | None) -> str:
     try:
-        return f"Prompt: `{write_prompt(task, text, language).replace('`', ' ')}`"
+        return f"Prompt: {_code(write_prompt(task, text, language))}"
     except PromptError as error:
-        return f"Prompt: {error}"
+        return in_markdown(f"Prompt: {error}")
+
+
+def _code(text: str) -> str:
+    """As code in Markdown, between more backticks than stand together in the text."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
 
 from ..common.draw import draw_detections
-from ..common.formats import Record, Stems, as_line, mask_file_name, picture_stem, write_coco, write_csv
+from ..common.errors import ImageError
+from ..common.formats import ENCODING, Record, as_line, mask_file_name, write_coco, write_csv
 from ..common.masks import save_mask
 from ..common.results import Detections
+from .file_names import plain_stem, unique_names
 from .view import found_in
 
 ReadPicture = Callable[[Record], Image.Image]
@@ -21,9 +23,9 @@ ReadPicture = Callable[[Record], Image.Image]
 
 def answer_files(folder: Path, picture: Image.Image, record: Record) -> list[Path]:
     """The files of one answer, in an empty folder: JSON always; the drawn picture, COCO and masks where there are objects."""
-    stem, found = _stem(record), found_in(record)
+    stem, found = plain_stem(record["image"]), found_in(record)
     written = [folder / f"{stem}.json"]
-    written[0].write_text(json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    written[0].write_text(json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False) + "\n", **ENCODING)
     if found:
         written += [folder / f"{stem}-drawn.png", folder / f"{stem}-coco.json"]
         draw_detections(picture, found).save(written[1])
@@ -35,7 +37,7 @@ def answer_files(folder: Path, picture: Image.Image, record: Record) -> list[Pat
 
 def batch_zip(folder: Path, records: Sequence[Record], read: ReadPicture) -> Path:
     """A zip of many answers, in an empty folder: answers.jsonl, and where there are objects coco.json, objects.csv, and the
-    folders drawn and masks.
+    folders drawn and masks. No two records may be about pictures of the same name.
     """
     with zipfile.ZipFile(folder / "answers.zip", "w", zipfile.ZIP_DEFLATED) as out:
         out.writestr("answers.jsonl", "".join(f"{as_line(record)}\n" for record in records))
@@ -56,13 +58,14 @@ def _write_tables(folder: Path, records: Sequence[Record]) -> list[Path]:
 
 def _drawings(folder: Path, records: Sequence[Record], read: ReadPicture) -> Iterator[tuple[str, Path]]:
     """Place in the zip and file of each drawn picture and mask, one after the other."""
-    stems = Stems(record["image"] for record in records)
-    for record in (record for record in records if record.get("detections")):
-        found, stem = found_in(record), stems.of(record["image"])
-        drawn = folder / f"{stem}.png"
-        draw_detections(read(record), found).save(drawn)
-        yield f"drawn/{drawn.name}", drawn
-        for mask in _write_masks(folder, stem, found):
+    with_objects = [record for record in records if record.get("detections")]
+    stems = unique_names([f"{plain_stem(record['image'])}.png" for record in with_objects])
+    for record, name in zip(with_objects, stems, strict=True):
+        found = found_in(record)
+        with suppress(ImageError):  # it was there when it was asked about, but uploads are not kept for ever
+            draw_detections(read(record), found).save(folder / name)
+            yield f"drawn/{name}", folder / name
+        for mask in _write_masks(folder, Path(name).stem, found):
             yield f"masks/{mask.name}", mask
 
 
@@ -80,8 +83,3 @@ def _zipped(target: Path, files: Iterator[Path]) -> Path:
             out.write(file, file.name)
             file.unlink()
     return target
-
-
-def _stem(record: Record) -> str:
-    """The picture's name as a browser may save it."""
-    return re.sub(r"[^\w.-]+", "-", picture_stem(record["image"])).strip("-.") or "answer"

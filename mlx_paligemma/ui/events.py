@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from ..common.errors import PaliGemmaError
+from .plain_text import in_markdown, warn
 
 Update = dict[Any, Any]  # component: its new value or form
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}  # the page has no API of its own; `serve` is it
@@ -25,8 +26,8 @@ def telling(work: Callable[..., Iterator[Update]], line: gr.Markdown, after: Upd
             yield from work(str(request.session_hash), *arguments)
         except Exception as error:  # noqa: BLE001 - whatever it is, the page is to go on
             message = in_words(error)
-            gr.Warning(message)
-            yield {line: f"**{message}**"}
+            warn(message)
+            yield {line: f"**{in_markdown(message)}**"}
         if after:
             yield after
 

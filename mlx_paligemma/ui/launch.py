@@ -11,9 +11,12 @@ from starlette.middleware import Middleware
 from ..common.errors import OptionError
 from .body_limit import BodyLimit
 from .look import CSS, theme
+from .origin_check import OriginCheck
 from .page import make_page
 from .runners import MAX_ROWS, MAX_WAITING
 from .site import Site
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,11 @@ class Address:
     port: int = 7860  # 0: any free one
     share: bool = False  # also at a public address of Gradio's
     auth: tuple[str, str] | None = None  # user, password
+
+    @property
+    def is_private(self) -> bool:
+        """Whether only this machine reaches it."""
+        return self.host in LOOPBACK and not self.share
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,10 @@ def show(site: Site, address: Address) -> Shown:
             inbrowser=False,
             prevent_thread_lock=True,
             app_kwargs={
-                "middleware": [Middleware(BodyLimit, upload_bytes=settings.max_files * settings.max_file_bytes)],
+                "middleware": [
+                    Middleware(OriginCheck, any_name=not address.is_private),
+                    Middleware(BodyLimit, upload_bytes=settings.max_files * settings.max_file_bytes),
+                ],
             },
         )
     except OSError as error:

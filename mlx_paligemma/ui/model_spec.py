@@ -25,18 +25,19 @@ class ModelSpec:
     @classmethod
     def of(cls, name: str | None, backend: str, dtype: str | None, revision: str | None = None) -> ModelSpec:
         """From fields of the page, where an empty one, "demo" and "as stored" leave the choice to us."""
-        written = (name or "").strip()
-        return cls(
-            None if written in ("", DEMO) else written, backend, None if dtype in (None, AS_STORED) else dtype, revision or None
-        )
+        written, at = (name or "").strip(), (revision or "").strip()
+        return cls(None if written in ("", DEMO) else written, backend, None if dtype in (None, AS_STORED) else dtype, at or None)
 
     @property
     def short_name(self) -> str:
         """The Hub id, or the folder's name without the path to it."""
         if self.name is None:
             return DEMO
-        path = Path(self.name).expanduser()
-        return path.resolve().name if path.exists() else self.name
+        try:
+            path = Path(self.name).expanduser()
+            return path.resolve().name if path.exists() else self.name
+        except (OSError, RuntimeError):  # a name too long, the home of a user that does not exist
+            return self.name
 
 
 DEMO = "demo"

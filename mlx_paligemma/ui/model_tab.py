@@ -10,6 +10,7 @@ import gradio as gr
 from ..backends import NAMES
 from .events import PRIVATE, Update, telling
 from .model_spec import AS_STORED, DEMO, DTYPES, ModelSpec
+from .plain_text import in_markdown
 from .shelf import MAIN, needed
 from .site import Site
 
@@ -40,12 +41,12 @@ class ModelTab:
 
     def _checking(self, visitor: str, *fields: Any) -> Iterator[Update]:
         spec = ModelSpec.of(*fields)
-        yield {self._status: f"{spec.short_name}: looking for it"}
-        yield {self._status: f"{spec.short_name}: {needed(spec)}"}
+        yield {self._status: in_markdown(f"{spec.short_name}: looking for it")}
+        yield {self._status: in_markdown(f"{spec.short_name}: {needed(spec)}")}
 
     def _loading(self, visitor: str, *fields: Any) -> Iterator[Update]:
         for line in self._site.shelf.load(ModelSpec.of(*fields), self._place):
-            yield {self._status: line}
+            yield {self._status: in_markdown(line)}
 
 
 def _fields(place: str) -> list[Any]:

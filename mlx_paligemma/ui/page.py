@@ -11,8 +11,10 @@ from .batch_tab import BatchTab
 from .compare_tab import CompareTab, described
 from .events import PRIVATE
 from .model_tab import ModelTab
+from .plain_text import in_markdown
 from .shelf import MAIN
 from .site import Site
+from .uploads import take_only_uploads
 
 TITLE = "PaliGemma"
 
@@ -33,19 +35,19 @@ def make_page(site: Site) -> gr.Blocks:
                     CompareTab(site)
                 with gr.Tab("Model"):
                     model = ModelTab(site)
-        changes = [page.load, ask.swapped.then] + ([model.loaded.then] if site.settings.can_swap else [])
+        changes = [page.load, *ask.changes] + ([model.loaded.then] if site.settings.can_swap else [])
         for change in changes:
-            change(lambda: _loaded(site), None, [loaded, ask.backend], show_progress="hidden", **PRIVATE)
+            change(lambda: _loaded(site), None, [loaded, *ask.backends], show_progress="hidden", **PRIVATE)
         page.unload(_leaving(site))
+    take_only_uploads(page)
     return page
 
 
-def _loaded(site: Site) -> tuple[str, str | None]:
-    """The line about the loaded model, and its backend."""
+def _loaded(site: Site) -> list[str | None] | str:
+    """The line about the loaded model; its backend where visitors can choose it."""
     runner = site.shelf.find(MAIN)
-    if runner is None:
-        return "No model is loaded; load one in the tab Model.", None
-    return f"Model: {described(runner)}", runner.spec.backend
+    line = "No model is loaded; load one in the tab Model." if runner is None else in_markdown(f"Model: {described(runner)}")
+    return [line, runner.spec.backend if runner else None] if site.settings.can_swap else line
 
 
 def _leaving(site: Site) -> Callable[[gr.Request], None]:

@@ -10,6 +10,7 @@ import gradio as gr
 from ..common.errors import ImageError, PromptError
 from .events import PRIVATE
 from .picture_file import is_shown_by_browsers, read_picture, save_for_browsers
+from .plain_text import warn
 from .settings import Settings
 from .site import Site
 
@@ -50,6 +51,6 @@ def _looked_at(path: str | None, site: Site) -> Any:
     try:
         picture = read_picture(Path(path), site.settings.max_image_pixels)
     except ImageError as error:
-        gr.Warning(str(error))
+        warn(str(error))
         return None
     return gr.skip() if is_shown_by_browsers(Path(path)) else str(save_for_browsers(site.new_folder(), picture, path))

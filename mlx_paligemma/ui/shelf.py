@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 from ..backends import open_backend
@@ -18,6 +18,7 @@ from .runners import Runner, load_runner
 
 MAIN, SECOND = "main", "second"
 INTERVAL = 0.25  # seconds between two words about a download
+PATIENCE = 5.0  # seconds that answers have to come to their end when the program ends
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,10 @@ class Shelf:
         self._loading = threading.Lock()
 
     def get(self, place: str = MAIN) -> Runner:
-        """The model at a place. Raises OptionError where there is none."""
+        """The model at a place. Raises OptionError where there is none, BusyError where it is about to come."""
         runner = self._runners.get(place)
+        if runner is None and self._loading.locked():
+            raise BusyError("the model is being loaded; ask again when it is there")
         if runner is None:
             raise OptionError("no model is loaded; load one first")
         return runner
@@ -53,7 +56,8 @@ class Shelf:
     def load(self, spec: ModelSpec, place: str = MAIN) -> Iterator[str]:
         """Put a model in a place, telling how far it is; the one that was there is let go.
 
-        Where memory for both is there, the old one answers until the new one is loaded; else it goes before.
+        Where memory for both is there, the old one answers until the new one is loaded; else it goes before, and comes back
+        where the new one cannot be loaded.
 
         Raises:
             BusyError: another one is being loaded.
@@ -67,16 +71,10 @@ class Shelf:
         finally:
             self._loading.release()
 
-    def release(self, place: str) -> None:
-        """Let go of a model, if there is one."""
-        runner = self._runners.pop(place, None)
-        if runner is not None:
-            runner.close()
-
     def close(self) -> None:
-        """Let go of all models."""
+        """Let go of all models, without waiting long for answers."""
         for place in list(self._runners):
-            self.release(place)
+            self._runners.pop(place).close(PATIENCE)
 
     def _load(self, spec: ModelSpec, place: str) -> Iterator[str]:
         need = yield from self._measured(spec)
@@ -84,28 +82,37 @@ class Shelf:
         yield f"{spec.short_name}: {need}"
         if need.whole > need.free + (old.bytes if old else 0):
             raise TooLargeError(f"{spec.short_name} {need}; choose a smaller model, another dtype, or free some memory")
-        if need.whole > need.free:
-            yield f"{spec.short_name}: letting go of {old.spec.short_name if old else 'the other model'} first"
-            self.release(place)
-        yield f"{spec.short_name}: loading {gigabytes(need.weights)}"
-        runner = load_runner(spec, need.weights)
-        old = self._runners.pop(place, None)
-        self._runners[place] = runner
-        if old is not None:
-            old.close()
+        loading = f"{spec.short_name}: loading {gigabytes(need.weights)}"
+        if old is not None and need.whole > need.free:
+            yield f"{loading}, {old.spec.short_name} goes first"
+            self._load_instead(spec, need.weights, place)
+        else:
+            yield loading
+            self._runners[place] = load_runner(spec, need.weights)
+            if old is not None:
+                old.close()
         yield f"{spec.short_name}: ready"
+
+    def _load_instead(self, spec: ModelSpec, size: int, place: str) -> None:
+        """Where only one of the two fits."""
+        old = self._runners.pop(place)
+        old.close()
+        try:
+            self._runners[place] = load_runner(spec, size)
+        except BaseException:
+            self._runners[place] = load_runner(old.spec, old.bytes)
+            raise
 
     def _measured(self, spec: ModelSpec) -> Generator[str, None, Need]:
         """What it needs; while it is downloaded, how far that is."""
         yield f"{spec.short_name}: looking for it"
         told = _Download()
-        with ThreadPoolExecutor(1, thread_name_prefix="download") as threads:
-            future = threads.submit(needed, spec, told)
-            while not future.done():
-                wait([future], timeout=INTERVAL)
-                if told.total:
-                    yield f"{spec.short_name}: {told}"
-        return future.result()
+        found = _in_background(lambda: needed(spec, told))
+        while not found.done():
+            wait([found], timeout=INTERVAL)
+            if told.total:
+                yield f"{spec.short_name}: {told}"
+        return found.result()
 
 
 @dataclass
@@ -120,6 +127,20 @@ class _Download:
 
     def __str__(self) -> str:
         return f"downloading, {gigabytes(self.done)} of {gigabytes(self.total)} ({self.done / self.total:.0%})"
+
+
+def _in_background(work: Callable[[], Need]) -> Future[Need]:
+    """What it gives, from a thread that nobody has to wait for: neither who asks no more, nor the end of the program."""
+    found: Future[Need] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever asked
+            found.set_exception(error)
+
+    threading.Thread(target=run, name="download", daemon=True).start()
+    return found
 
 
 def needed(spec: ModelSpec, tell: Tell | None = None) -> Need:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class Site:
         self.folder.mkdir(parents=True, exist_ok=True)
         oldest = time.time() - self.settings.files_kept
         for old in self.folder.iterdir():
-            if old.stat().st_mtime < oldest:
-                shutil.rmtree(old, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another visitor's call may have been faster
+                if old.stat().st_mtime < oldest:
+                    shutil.rmtree(old, ignore_errors=True)
         return Path(tempfile.mkdtemp(dir=self.folder))

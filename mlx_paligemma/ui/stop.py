@@ -19,13 +19,21 @@ class Stop:
         """Whether the work is to end."""
         return self._event.is_set()
 
-    def then(self, action: Callable[[], object]) -> None:
-        """Do this when it is asked for; at once where it has been."""
+    @contextmanager
+    def calling(self, action: Callable[[], object]) -> Iterator[None]:
+        """While this is entered, do it when it is asked for; at once where it has been."""
         with self._lock:
-            if not self.is_requested:
+            is_late = self.is_requested
+            if not is_late:
                 self._actions.append(action)
-                return
-        action()
+        if is_late:
+            action()
+        try:
+            yield
+        finally:
+            with self._lock:
+                if action in self._actions:
+                    self._actions.remove(action)
 
     def request(self) -> None:
         """Ask for it."""

@@ -89,7 +89,9 @@ def _counted(count: int, thing: str) -> str:
 def _names(found: Detections) -> list[str]:
     """A name for each object, with its score; numbered where two would have the same."""
     plain = [item.label if item.score is None else f"{item.label} {item.score:.2f}" for item in found]
-    return [name if plain.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(plain, 1)]
+    names = [name if plain.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(plain, 1)]
+    is_clear = len({*names}) == len(names)  # not where a label itself looks like a numbered name
+    return names if is_clear else [f"{number}: {name}" for number, name in enumerate(plain, 1)]
 
 
 def _opacity(item: Detection, picture: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]:
@@ -98,11 +100,18 @@ def _opacity(item: Detection, picture: Image.Image, size: tuple[int, int]) -> ND
     opacity = np.zeros((height, width), np.float32)
     if item.mask is not None:
         opacity[np.array(Image.fromarray(item.mask).resize(size))] = FILLED
-    x0, x1 = (min(round(edge * width / picture.width), width) for edge in item.box[::2])
-    y0, y1 = (min(round(edge * height / picture.height), height) for edge in item.box[1::2])
+    x0, x1 = _pixels(item.box[::2], width / picture.width, width)
+    y0, y1 = _pixels(item.box[1::2], height / picture.height, height)
     line = max(2, round((width * height) ** 0.5 / LINES_PER_SIDE))
-    inside = opacity[y0 + line : y1 - line, x0 + line : x1 - line].copy()
+    inner = slice(y0 + line, max(y1 - line, 0)), slice(x0 + line, max(x1 - line, 0))
+    inside = opacity[inner].copy()
     opacity[y0:y1, x0:x1] = OUTLINE
-    if inside.size:
-        opacity[y0 + line : y1 - line, x0 + line : x1 - line] = inside
+    opacity[inner] = inside
     return opacity
+
+
+def _pixels(edges: tuple[float, ...], scale: float, size: int) -> tuple[int, int]:
+    """First and past the last pixel of a side of a box; at least one pixel, so that it can be seen."""
+    first, last = (min(max(round(edge * scale), 0), size) for edge in edges)
+    first = min(first, size - 1)
+    return first, max(last, first + 1)
