@@ -1,7 +1,11 @@
 """The thread that answers many at once: the same answers as one by one, and nobody waits for the end of another's."""
 
+import gc
+import subprocess
+import sys
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -16,6 +20,18 @@ from mlx_paligemma.demo.scenes import draw_scene
 from mlx_paligemma.serve.engine import Engine
 
 LONG = {"max_tokens": 200, "temperature": 9.0, "seed": 1, "grammar": False}  # hundreds of random tokens
+
+ENDING = """
+from mlx_paligemma import load
+from mlx_paligemma.common.decoding import Generation
+from mlx_paligemma.common.sampling import SamplingOptions
+from mlx_paligemma.serve.engine import Engine
+from PIL import Image
+model, processor = load()
+engine = Engine(lambda: load()[0])
+Generation(engine.steps, int, processor, [Image.new("RGB", (64, 64))], ["caption en"], SamplingOptions()).run()
+engine.close()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +101,36 @@ def test_the_likeliest_tokens_are_those_of_single_runs(demo, engine, questions):
     assert np.array(found.top_logprobs)[..., 1] == pytest.approx(np.array(wanted.top_logprobs)[..., 1], abs=1e-4)
     assert found.top_logprobs[0][0] == (wanted.token_ids[0], pytest.approx(wanted.token_logprobs[0], abs=1e-4))
     assert other.run()[0].top_logprobs is None
+
+
+def test_rows_that_choose_in_different_ways_are_decoded_in_one_step(demo, engine, questions):
+    """Greedy rows choose together, one with a grammar, one that draws, and one that tells more choose alone."""
+    model, processor = demo
+    ways = [{"grammar": False}, {"grammar": False}, {"grammar": True}, {"temperature": 1.0, "seed": 7, "grammar": False}]
+    wanted = [generate(model, processor, *questions[way], max_tokens=30, **options).token_ids for way, options in enumerate(ways)]
+    rows = [asked(engine, processor, *questions[way], max_tokens=30, **options) for way, options in enumerate(ways)]
+    found = [row.run()[0].token_ids for row in rows]  # all were begun before the first is read
+    assert found == wanted
+
+
+def test_a_program_may_end_right_after_the_engine():
+    """MLX's workers of a thread that has ended would abort it."""
+    done = [subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, check=False) for _ in range(2)]
+    assert [(run.returncode, run.stderr) for run in done] == [(0, "")] * 2
+
+
+def test_a_closed_engine_keeps_nothing_of_its_model(demo):
+    networks = []
+
+    def load_it():
+        network = load()[0]
+        networks.append(weakref.ref(network))
+        return network
+
+    engine = Engine(load_it)
+    engine.close()
+    gc.collect()
+    assert networks[0]() is None
 
 
 def test_a_late_request_has_its_first_token_before_an_earlier_one_ends(demo, engine, questions):

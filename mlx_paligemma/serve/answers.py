@@ -23,10 +23,11 @@ from ..common.processor import PaliGemmaProcessor
 from ..common.results import Chunk, GenerationResult
 from ..common.sampling import SamplingOptions
 from ..common.token_pieces import TokenPieces
-from .engine import Engine, RowSteps
+from .engine import Engine
 from .logprobs import HeldLogprobs, TokenLogprob
 from .metrics import Metrics
 from .pictures import decode_picture
+from .row_steps import RowSteps
 from .stops import StopStrings
 
 READERS = 2  # threads that read the next pictures while all rows are taken

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -25,36 +24,8 @@ from ..generation import image_rows
 from ..memory import check_batch, resident_weights
 from ..model.kv_cache import KVCache
 from ..next_token import TokenChooser
+from .row_steps import RowSteps, choose_all
 from .shared_rows import SharedRows
-
-
-@dataclass(eq=False)
-class RowSteps(Iterator[Step]):
-    """The steps of one request, on their way to whoever asked."""
-
-    request: Request
-    steps: queue.SimpleQueue[Step | BaseException | None] = field(default_factory=queue.SimpleQueue)  # None: the end
-    is_cancelled: bool = False
-    choose: TokenChooser | None = None
-    chosen: tuple[mx.array, ...] = ()  # the fields of its newest step, not read yet
-    read: int = 0  # steps that were sent
-
-    def __next__(self) -> Step:
-        step = self.steps.get()
-        if isinstance(step, BaseException):
-            raise step
-        if step is None:
-            raise StopIteration
-        return step
-
-    def close(self) -> None:
-        """Ask for no more, from any thread; `next` then comes to the end."""
-        self.is_cancelled = True
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the newest step is the last that was asked for."""
-        return self.read + 1 >= self.request.options.max_tokens
 
 
 class Engine:
@@ -141,6 +112,8 @@ class Engine:
                 self._admit()
                 if self._rows:
                     self._step()
+        del self._model, self._shared
+        mx.clear_streams()  # else the process, if it ends at once, is aborted by MLX: this thread's workers still run
 
     def _take_mail(self) -> bool:
         """Read what has come, waiting for it where there is nothing else to do. False at the end."""
@@ -208,10 +181,7 @@ class Engine:
         if all(row.is_last for row in self._rows):
             return [() for _ in self._rows]
         logits = self._shared(mx.concatenate([mx.maximum(row.chosen[0], 0) for row in self._rows]))
-        following = []
-        for place, row in enumerate(self._rows):
-            assert row.choose is not None
-            following.append(row.choose(logits[place : place + 1]))
+        following = choose_all(self._rows, logits)
         mx.async_eval(following)
         return following
 
