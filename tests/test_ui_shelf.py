@@ -147,8 +147,10 @@ def test_a_swap_that_nobody_follows_any_more_lets_the_next_one_in(shelf, other, 
         return real(name)
 
     monkeypatch.setattr(shelves, "find_folder", endless)
+    monkeypatch.setattr(shelves, "needed", lambda spec: shelves.Need(1, 1, 10**9, missing=2))
     swap = shelf.load(other)
-    assert [next(swap), next(swap)] == ["tiny model: looking for it", "tiny model: downloading, 0 MB of 0 MB (50%)"]
+    told = ["looking for it", "needs about 0 MB of memory, 1.0 GB are free, 0 MB to download", "downloading, 0 MB of 0 MB (50%)"]
+    assert [next(swap) for _ in told] == [f"tiny model: {words}" for words in told]
     begun = time.monotonic()
     swap.close()  # as when the visitor has closed the page; a download may take hours
     assert time.monotonic() - begun < 1
@@ -252,6 +254,27 @@ def test_a_model_of_the_hub_tells_how_far_its_download_is(shelf, tmp_path, monke
         assert len({*told}) > 1
         assert lines[-1] == "org/name: ready"
         assert not any("downloading" in line for line in shelf.load(ModelSpec("org/name")))  # it is there
+
+
+def test_a_model_of_the_hub_that_does_not_fit_is_refused_before_it_is_downloaded(shelf, tmp_path, monkeypatch):
+    folder = write(tmp_path / "large", data=config_json(text={"vocab_size": 257216}))
+    with HubServer() as hub:
+        hub.take_over(monkeypatch, tmp_path / "cache")
+        hub.add("org/name", folder)
+        monkeypatch.setattr("mlx_paligemma.memory.free_bytes", lambda: 1_000_000)
+        with pytest.raises(TooLargeError, match=r"needs about .* of memory, 1 MB are free, 17 MB to download"):
+            [*shelf.load(ModelSpec("org/name"))]
+        assert not [*(tmp_path / "cache").rglob("*.safetensors")]
+
+
+def test_a_second_model_can_be_let_go(shelf):
+    [*shelf.load(DEMO, SECOND)]
+    network = weakref.ref(shelf.get(SECOND))
+    shelf.unload(SECOND)
+    gc.collect()
+    assert shelf.find(SECOND) is None
+    assert network() is None
+    shelf.unload(SECOND)  # nothing is there
 
 
 def test_at_the_end_of_the_program_nobody_is_waited_for_for_long(monkeypatch):

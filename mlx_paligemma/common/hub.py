@@ -26,6 +26,12 @@ def find_folder(model: str | Path | None = None, revision: str | None = None, te
     Raises:
         CheckpointError: no such folder, or the Hub does not give it.
     """
+    folder = local_folder(model)
+    return download(str(model), revision, tell) if folder is None else folder
+
+
+def local_folder(model: str | Path | None) -> Path | None:
+    """Where a checkpoint of this machine is, as of `find_folder`; None for a Hub id. Raises CheckpointError for neither."""
     if model is None:
         return bundled_checkpoint()
     if not isinstance(model, (str, Path)) or not str(model).strip():
@@ -44,4 +50,4 @@ def find_folder(model: str | Path | None = None, revision: str | None = None, te
         raise CheckpointError(
             f"{model}: no such folder; give a checkpoint's folder or a Hub id such as google/paligemma2-3b-mix-448"
         )
-    return download(str(model), revision, tell)
+    return None

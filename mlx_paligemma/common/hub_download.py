@@ -56,7 +56,7 @@ def download(repo: str, revision: str | None = None, tell: Tell | None = None) -
     listing = None
     try:
         with quiet():
-            listing = _look_up(repo, revision)
+            listing = look_up(repo, revision)
             return _fetch(listing, revision, tell)
     except Exception as error:  # noqa: BLE001 - the client lets through what its network libraries raise
         folder = None if listing else _cached(repo, revision, error)
@@ -78,7 +78,7 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _look_up(repo: str, revision: str | None) -> Listing:
+def look_up(repo: str, revision: str | None) -> Listing:
     """Ask the Hub. Raises what the client raises, and CheckpointError where there are no weights that can be read."""
     from huggingface_hub import HfApi, constants
 
@@ -109,7 +109,7 @@ def _fetch(listing: Listing, revision: str | None, tell: Tell | None) -> Path:
     """Download what is missing. A branch's name comes into the cache last: what can be found by it is whole."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    missing = [file for file in listing.files if not _is_cached(listing, file)]
+    missing = [file for file in listing.files if not is_cached(listing, file)]
     _check_space(listing, missing)
     count = _Count(sum(file.size for file in missing if file.sha256), tell)
     for file in listing.files:
@@ -124,7 +124,8 @@ def _fetch(listing: Listing, revision: str | None, tell: Tell | None) -> Path:
     return folder
 
 
-def _is_cached(listing: Listing, file: HubFile) -> bool:
+def is_cached(listing: Listing, file: HubFile) -> bool:
+    """Whether a file is here already."""
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(listing.repo, file.name, revision=listing.commit), str)

@@ -33,9 +33,12 @@ class ModelTab:
         with gr.Row(elem_classes="actions"):
             check = gr.Button("Check memory", min_width=100)
             load = gr.Button("Load", variant="primary", min_width=100, elem_id=f"load-{place}")
+            unload = gr.Button("Unload", min_width=100, elem_id=f"unload-{place}")
         self._status = gr.Markdown("", elem_id=f"status-{place}", elem_classes="line")
         checked = telling(self._checking, self._status, {})
         check.click(checked, self._fields, self._status, show_progress="hidden", concurrency_limit=None, **PRIVATE)
+        unloaded = telling(self._unloading, self._status, {})
+        self.unloaded = unload.click(unloaded, None, self._status, show_progress="hidden", concurrency_limit=None, **PRIVATE)
         loaded = telling(self._loading, self._status, {})
         self.loaded = load.click(loaded, self._fields, self._status, show_progress="hidden", concurrency_limit=None, **PRIVATE)
 
@@ -43,6 +46,11 @@ class ModelTab:
         spec = ModelSpec.of(*fields)
         yield {self._status: in_markdown(f"{spec.short_name}: looking for it")}
         yield {self._status: in_markdown(f"{spec.short_name}: {needed(spec)}")}
+
+    def _unloading(self, visitor: str) -> Iterator[Update]:
+        yield {self._status: "letting it go"}
+        self._site.shelf.unload(self._place)
+        yield {self._status: "No model is loaded here."}
 
     def _loading(self, visitor: str, *fields: Any) -> Iterator[Update]:
         for line in self._site.shelf.load(ModelSpec.of(*fields), self._place):

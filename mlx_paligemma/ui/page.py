@@ -35,7 +35,7 @@ def make_page(site: Site) -> gr.Blocks:
                     CompareTab(site)
                 with gr.Tab("Model"):
                     model = ModelTab(site)
-        changes = [page.load, *ask.changes] + ([model.loaded.then] if site.settings.can_swap else [])
+        changes = [page.load, *ask.changes] + ([model.loaded.then, model.unloaded.then] if site.settings.can_swap else [])
         for change in changes:
             change(lambda: _loaded(site), None, [loaded, *ask.backends], show_progress="hidden", **PRIVATE)
         page.unload(_leaving(site))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..backends import open_backend
@@ -12,7 +13,8 @@ from ..common.checkpoint import Checkpoint, check_dtype, read_checkpoint
 from ..common.errors import BusyError, OptionError, TooLargeError
 from ..common.hub import find_folder
 from ..common.hub_download import Tell
-from ..common.memory import gigabytes, model_bytes
+from ..common.hub_preview import preview
+from ..common.memory import HALF, gigabytes, model_bytes
 from .model_spec import ModelSpec
 from .runners import Runner, load_runner
 
@@ -28,9 +30,11 @@ class Need:
     weights: int  # bytes
     whole: int  # bytes, with what one answer takes beside them
     free: int  # bytes that there are
+    missing: int = 0  # bytes that are to be downloaded before; then the others are estimates
 
     def __str__(self) -> str:
-        return f"needs {gigabytes(self.whole)} of memory, {gigabytes(self.free)} are free"
+        words = f"needs {'about ' if self.missing else ''}{gigabytes(self.whole)} of memory, {gigabytes(self.free)} are free"
+        return f"{words}, {gigabytes(self.missing)} to download" if self.missing else words
 
 
 class Shelf:
@@ -64,24 +68,33 @@ class Shelf:
             TooLargeError: it does not fit, even in the old one's place, which stays.
             CheckpointError, BackendError, OptionError: it cannot be loaded.
         """
-        if not self._loading.acquire(blocking=False):
-            raise BusyError("another model is being loaded; wait until it is there")
-        try:
+        with self._alone():
             yield from self._load(spec, place)
-        finally:
-            self._loading.release()
+
+    def unload(self, place: str) -> None:
+        """Let go of a model, if there is one, when its answers have come to their end. Raises BusyError while one is loaded."""
+        with self._alone():
+            runner = self._runners.pop(place, None)
+            if runner is not None:
+                runner.close()
 
     def close(self) -> None:
         """Let go of all models, without waiting long for answers."""
         for place in list(self._runners):
             self._runners.pop(place).close(PATIENCE)
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._loading.acquire(blocking=False):
+            raise BusyError("another model is being loaded; wait until it is there")
+        try:
+            yield
+        finally:
+            self._loading.release()
+
     def _load(self, spec: ModelSpec, place: str) -> Iterator[str]:
-        need = yield from self._measured(spec)
         old = self._runners.get(place)
-        yield f"{spec.short_name}: {need}"
-        if need.whole > need.free + (old.bytes if old else 0):
-            raise TooLargeError(f"{spec.short_name} {need}; choose a smaller model, another dtype, or free some memory")
+        need = yield from self._measured(spec, old.bytes if old else 0)
         loading = f"{spec.short_name}: loading {gigabytes(need.weights)}"
         if old is not None and need.whole > need.free:
             yield f"{loading}, {old.spec.short_name} goes first"
@@ -103,11 +116,21 @@ class Shelf:
             self._runners[place] = load_runner(old.spec, old.bytes)
             raise
 
-    def _measured(self, spec: ModelSpec) -> Generator[str, None, Need]:
-        """What it needs; while it is downloaded, how far that is."""
+    def _measured(self, spec: ModelSpec, spare: int) -> Generator[str, None, Need]:
+        """What it needs; while it is downloaded, how far that is. `spare`: bytes that can be had beside the free ones."""
         yield f"{spec.short_name}: looking for it"
+        need = needed(spec)
+        yield f"{spec.short_name}: {need}"
+        _check(spec, need, spare)
+        if need.missing:
+            need = yield from self._downloaded(spec)
+            yield f"{spec.short_name}: {need}"
+            _check(spec, need, spare)
+        return need
+
+    def _downloaded(self, spec: ModelSpec) -> Generator[str, None, Need]:
         told = _Download()
-        found = _in_background(lambda: needed(spec, told))
+        found = _in_background(lambda: _exactly_needed(spec, told))
         while not found.done():
             wait([found], timeout=INTERVAL)
             if told.total:
@@ -143,16 +166,31 @@ def _in_background(work: Callable[[], Need]) -> Future[Need]:
     return found
 
 
-def needed(spec: ModelSpec, tell: Tell | None = None) -> Need:
-    """What a model would take, from its files' headers. A Hub id is downloaded for this, and `tell` hears how far it is.
+def needed(spec: ModelSpec) -> Need:
+    """What a model would take, from its files' headers; where it is not here yet, from what the Hub says of it.
 
     Raises:
         CheckpointError: it cannot be found or read.
         OptionError: the dtype is unknown.
     """
     open_backend(spec.backend)  # what is not installed is said before a download
-    checkpoint = read_checkpoint(find_folder(spec.name, spec.revision, tell))
-    return _need(checkpoint, spec)
+    found = preview(spec.name, spec.revision)
+    if found is None:
+        return _exactly_needed(spec)
+    stored = None if spec.dtype else found.weights
+    weights, whole = model_bytes(found.config, check_dtype(spec.dtype or HALF), weights=stored)
+    return Need(weights, whole, open_backend(spec.backend).free_bytes(), found.missing)
+
+
+def _exactly_needed(spec: ModelSpec, tell: Tell | None = None) -> Need:
+    """A Hub id is downloaded for this, and `tell` hears how far it is."""
+    return _need(read_checkpoint(find_folder(spec.name, spec.revision, tell)), spec)
+
+
+def _check(spec: ModelSpec, need: Need, spare: int) -> None:
+    """Raises TooLargeError for what does not fit."""
+    if need.whole > need.free + spare:
+        raise TooLargeError(f"{spec.short_name} {need}; choose a smaller model, another dtype, or free some memory")
 
 
 def _need(checkpoint: Checkpoint, spec: ModelSpec) -> Need:
