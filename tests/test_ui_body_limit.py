@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from gradio.route_utils import API_PREFIX
 
+from mlx_paligemma.ui import body_limit
 from mlx_paligemma.ui.body_limit import JSON_BYTES, UPLOAD, BodyLimit
 
 MOST = JSON_BYTES * 2
@@ -71,3 +72,16 @@ def test_a_body_that_grows_above_the_limit_ends_there(path):
 
 def test_what_is_no_http_goes_through():
     assert ask("/", kind="lifespan")[1].ended_by == "http.request"
+
+
+def test_a_body_that_stops_coming_ends_as_if_its_sender_had_gone(monkeypatch):
+    monkeypatch.setattr(body_limit, "PATIENCE", 0.05)
+    app, messages = Reader(), [{"type": "http.request", "body": b"x", "more_body": True}]
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        await asyncio.sleep(10)
+
+    asyncio.run(BodyLimit(app, MOST)({"type": "http", "path": UPLOAD, "headers": []}, receive, None))
+    assert (app.size, app.ended_by) == (1, "http.disconnect")

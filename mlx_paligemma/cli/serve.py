@@ -11,11 +11,11 @@ from typing import Annotated
 import typer
 
 from ..common.errors import BackendError
+from ..serve.settings import LOOPBACK, Settings
 from . import flags
 from .app import reporting
 
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def serve(  # noqa: PLR0913, PLR0917 - a command has many flags
@@ -49,7 +49,6 @@ def serve(  # noqa: PLR0913, PLR0917 - a command has many flags
     with reporting():
         _check_extra()
         from ..serve.server import Server, listen
-        from ..serve.settings import Settings
 
         settings = Settings(
             model_name=model_name or _name(model),

@@ -16,12 +16,12 @@ import typer
 
 from ..common.ending_signals import EndingSignals
 from ..common.errors import BackendError, OptionError
+from ..serve.settings import LOOPBACK
 from ..ui.model_spec import ModelSpec
 from ..ui.settings import Settings
 from . import flags
 from .app import reporting
 from .flags import BackendName
-from .serve import LOOPBACK
 
 
 def ui(

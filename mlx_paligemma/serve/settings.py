@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from ..common.errors import OptionError
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")  # hosts that only this machine reaches
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 JSON_BYTES = 4 * 2**20  # of an event's values; pictures are uploaded apart from them
 DIGITS = 18  # of a length; Python reads no number of thousands
+PATIENCE = 30.0  # seconds without a byte of a body
 UPLOAD = "/gradio_api/upload"  # of all addresses that end so, the one whose body goes to disk
 
 
@@ -31,13 +34,17 @@ class BodyLimit:
 
 
 def _bounded(receive: Receive, most: int) -> Receive:
-    """The same; a body that grows above the limit ends as if its sender had gone."""
-    size = 0
+    """The same; a body that grows above the limit, or of which nothing comes for long, ends as if its sender had gone."""
+    size, is_whole = 0, False
 
     async def bounded() -> Message:
-        nonlocal size
-        message = await receive()
+        nonlocal size, is_whole
+        try:
+            message = await asyncio.wait_for(receive(), None if is_whole else PATIENCE)
+        except TimeoutError:
+            return {"type": "http.disconnect"}
         size += len(message.get("body", b""))
+        is_whole = not message.get("more_body", False)
         return {"type": "http.disconnect"} if size > most else message
 
     return bounded

@@ -9,14 +9,13 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from ..common.errors import OptionError
+from ..serve.settings import LOOPBACK
 from .body_limit import BodyLimit
 from .look import CSS, theme
 from .origin_check import OriginCheck
 from .page import make_page
 from .runners import MAX_ROWS, MAX_WAITING
 from .site import Site
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
