@@ -28,11 +28,15 @@ class OriginCheck:
         await self.app(scope, receive, send)
 
     def _is_own(self, headers: Headers) -> bool:
-        """A browser says which page asks, except where it only goes to the page or shows a picture of it."""
+        """A browser says which page asks, except where it only goes to the page or shows a picture of it.
+
+        A proxy may tell the name under which the page is known; another page cannot, without asking first (CORS).
+        """
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._any_name and not _is_own_name(host):
             return False
-        return origin is None or origin.lower().partition("://")[2] == host.lower() != ""
+        names = {name.lower() for name in (host, headers.get("x-forwarded-host", "")) if name}
+        return origin is None or origin.lower().partition("://")[2] in names
 
 
 def _is_own_name(host: str) -> bool:
