@@ -24,6 +24,7 @@ class Backend:
     load: Callable[..., tuple[Any, Any]]
     start: Callable[..., Generation]
     free_bytes: Callable[[], int]  # memory that a model may still take
+    row: Row  # what one prompt about one picture takes
     free: Callable[[], None]  # gives back memory that is held but not used; between batches of a long run
     fitting_rows: Callable[[Any, Row], int]  # how many such rows can be answered together beside the loaded network
 
@@ -46,4 +47,4 @@ def open_backend(name: str = "mlx") -> Backend:
         if error.name is None or error.name.split(".")[0] not in ("mlx", "torch", "torch_ref"):
             raise
         raise BackendError(f"the {name} backend needs the package {error.name}; install it with: pip install '{wanted}'") from None
-    return Backend(name, weights.load, generation.start, memory.free_bytes, free, memory.fitting_rows)
+    return Backend(name, weights.load, generation.start, memory.free_bytes, memory.ROW, free, memory.fitting_rows)

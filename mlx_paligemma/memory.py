@@ -17,6 +17,7 @@ from .device import on_gpu
 from .fused_layers import QUERIES
 from .model.paligemma import PaliGemma
 
+ROW = Row(queries=QUERIES)  # of a prompt about one picture
 WORKING_SET = "max_recommended_working_set_size"  # Metal's; two thirds or more of a Mac's memory
 
 
@@ -37,7 +38,7 @@ def free_bytes() -> int:
 def check_model(checkpoint: Checkpoint, dtype: str) -> None:
     """Raises TooLargeError where the model would not fit in `dtype`; nothing of it is read for this."""
     weights = checkpoint.weight_bytes(dtype) if checkpoint.packings else None
-    memory.check_model(checkpoint.config, dtype, Row(queries=QUERIES), free_bytes(), weights=weights, quantises=True)
+    memory.check_model(checkpoint.config, dtype, ROW, free_bytes(), weights=weights, quantises=True)
 
 
 def check_batch(model: PaliGemma, inputs: ModelInputs, new_tokens: int) -> None:

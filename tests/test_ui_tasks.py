@@ -64,3 +64,8 @@ def test_only_some_tasks_need_a_text_or_a_language():
 def test_the_examples_are_files_of_the_package_with_prompts():
     assert {task for _, task, _ in EXAMPLES} == {*Task} - {Task.free}
     assert all(path.is_file() and write_prompt(task, text) for path, task, text in EXAMPLES)
+
+
+def test_a_free_prompt_is_sent_as_it_is_written():
+    assert write_prompt("Free prompt", " answer en  what is\nthis? ") == "answer en  what is\nthis?"
+    assert write_prompt("Question", " what is\nthis? ") == "answer en what is this?"

@@ -12,6 +12,8 @@ from mlx_paligemma.common.processor import ModelInputs
 from .device import choose_device
 from .paligemma import PaliGemma
 
+ROW = Row()  # of a prompt about one picture
+
 
 def free_bytes(device: torch.device | None = None) -> int:
     """What a model may still take: free on CUDA, left of what Metal recommends on MPS, available on the CPU.
@@ -29,7 +31,7 @@ def free_bytes(device: torch.device | None = None) -> int:
 
 def check_model(checkpoint: Checkpoint, dtype: str, device: torch.device) -> None:
     """Raises TooLargeError where the model would not fit in `dtype`; nothing of it is read for this."""
-    memory.check_model(checkpoint.config, dtype, Row(), free_bytes(device))
+    memory.check_model(checkpoint.config, dtype, ROW, free_bytes(device))
 
 
 def check_batch(model: PaliGemma, inputs: ModelInputs, new_tokens: int) -> None:

@@ -178,8 +178,9 @@ def needed(spec: ModelSpec) -> Need:
     if found is None:
         return _exactly_needed(spec)
     stored = None if spec.dtype else found.weights
-    weights, whole = model_bytes(found.config, check_dtype(spec.dtype or HALF), weights=stored)
-    return Need(weights, whole, open_backend(spec.backend).free_bytes(), found.missing)
+    backend = open_backend(spec.backend)
+    weights, whole = model_bytes(found.config, check_dtype(spec.dtype or HALF), backend.row, stored)
+    return Need(weights, whole, backend.free_bytes(), found.missing)
 
 
 def _exactly_needed(spec: ModelSpec, tell: Tell | None = None) -> Need:
@@ -196,5 +197,6 @@ def _check(spec: ModelSpec, need: Need, spare: int) -> None:
 def _need(checkpoint: Checkpoint, spec: ModelSpec) -> Need:
     dtype = spec.dtype or ("float32" if spec.name is None else checkpoint.dtype)
     packed = checkpoint.weight_bytes(dtype) if checkpoint.packings and spec.backend == "mlx" else None
-    weights, whole = model_bytes(checkpoint.config, check_dtype(dtype), weights=packed)
-    return Need(weights, whole, open_backend(spec.backend).free_bytes())
+    backend = open_backend(spec.backend)
+    weights, whole = model_bytes(checkpoint.config, check_dtype(dtype), backend.row, packed)
+    return Need(weights, whole, backend.free_bytes())

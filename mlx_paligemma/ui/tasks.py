@@ -48,7 +48,8 @@ def write_prompt(task: str, text: str | None = None, language: str | None = "en"
     """
     if task not in list(Task):
         raise OptionError(f"there is no task {task!r}; choose one of {', '.join(Task)}")
-    wanted, text, code = Task(task), " ".join((text or "").split()), (language or "en").strip()
+    wanted, written, code = Task(task), (text or "").strip(), (language or "en").strip()
+    text = " ".join(written.split())
     if wanted.needs_text and not text:
         raise PromptError(_missing(wanted))
     if wanted.has_language and not code.replace("-", "").isalnum():
@@ -61,7 +62,7 @@ def write_prompt(task: str, text: str | None = None, language: str | None = "en"
         case Task.ocr:
             return prompts.ocr()
         case Task.free:
-            return text
+            return written  # as it is: some fine-tuned models were taught with line breaks
     return (prompts.detect if wanted == Task.detect else prompts.segment)(*_things(text))
 
 
