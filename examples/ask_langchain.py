@@ -37,7 +37,7 @@ def main() -> None:
     """Ask in four ways."""
     wanted = arguments()
     key = SecretStr(os.environ.get("MLX_PALIGEMMA_API_KEY", "none"))
-    model = ChatOpenAI(base_url=f"{wanted.address}/v1", api_key=key, model=wanted.model)
+    model = ChatOpenAI(base_url=f"{wanted.address.removesuffix('/v1')}/v1", api_key=key, model=wanted.model)
     question = message(wanted.picture, "caption en")
     print("caption  ", model.invoke([question]).text)
     print("streamed  ", end="")

@@ -37,7 +37,7 @@ class Result(BaseModel):
 def main() -> None:
     """Ask four times."""
     wanted = arguments()
-    client = OpenAI(base_url=f"{wanted.address}/v1", api_key=os.environ.get("MLX_PALIGEMMA_API_KEY", "none"))
+    client = OpenAI(base_url=f"{wanted.address.removesuffix('/v1')}/v1", api_key=os.environ.get("MLX_PALIGEMMA_API_KEY", "none"))
     model = wanted.model or client.models.list().data[0].id
     print("caption  ", caption(client, model, wanted.picture))
     print("streamed  ", end="")

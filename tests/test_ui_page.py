@@ -192,6 +192,29 @@ def test_what_is_no_picture_is_told_and_not_taken(page, tmp_path):
     page.locator(".picture input[type=file] >> nth=0").wait_for(state="attached")
 
 
+def test_a_bad_file_and_a_phones_picture_are_taken_as_such_also_after_another(page, tmp_path):
+    """Gradio makes a component anew where it was changed, without what was set on it."""
+    import pillow_heif
+
+    (tmp_path / "bad.png").write_text("no picture")
+    pillow_heif.from_pillow(Image.open(SHAPES).convert("RGB")).save(tmp_path / "phone.heic", quality=95)
+    page.locator(".gallery-item, .tr-body").first.click()  # an example: the component is changed
+    answer_of(page)
+    clear = page.locator(".picture >> visible=true").get_by_label("Remove Image")
+    clear.click()
+    upload(page, tmp_path / "bad.png")
+    page.get_by_text("not a picture that can be read").first.wait_for()
+    clear.wait_for(state="detached")
+    for file, kind, color in ((SHAPES, "star", "green"), (tmp_path / "phone.heic", "heart", "pink")):
+        upload(page, file)
+        clear.wait_for()
+        write(page, "Question", f"what color is the {kind}?")
+        page.locator("#ask").click()
+        until(lambda color=color: page.locator("#answer textarea").input_value() == color)
+        clear.click()
+        clear.wait_for(state="detached")
+
+
 def test_markup_of_others_is_shown_as_text(page):
     upload(page, SHAPES)
     write(page, "Free prompt", MARKUP)

@@ -26,6 +26,7 @@ from .tasks import write_prompt
 
 ASKED = ("Prompt", "Answer")
 MOST_ASKED = 50
+SHOWN = 0.005  # scores have two digits on the page: one that is shown as 0.99 is not below 0.99
 Pair = tuple[str, str]  # prompt and answer
 
 
@@ -77,7 +78,6 @@ class AskTab:
             lines=2,
             max_lines=5,
             buttons=["copy"],
-            placeholder="It comes here.",
             elem_id="answer",
             interactive=False,
         )
@@ -160,7 +160,7 @@ class AskTab:
         return text | {self._found: found, self._table: table, self._min_score: gr.Slider(visible=bool(record["detections"]))}
 
     def _objects(self, picture: Any, record: Record, min_score: float) -> tuple[Any, Any]:
-        found = view.found_in(record, min_score)
+        found = view.found_in(record, min_score - SHOWN)
         layers, visible = view.layers(picture, found), bool(record["detections"])
         image = gr.AnnotatedImage((layers.picture, layers.layers), color_map=layers.colors, visible=visible)
         table = html_table("Objects", view.TABLE, view.rows(found)) if found else "No object has such a score."
@@ -176,7 +176,9 @@ class AskTab:
         if answered is None:
             return gr.File(visible=False)
         files = answer_files(
-            self._site.new_folder(), open_picture(answered.path, self._site.settings), view.with_score(answered.record, min_score)
+            self._site.new_folder(),
+            open_picture(answered.path, self._site.settings),
+            view.with_score(answered.record, min_score - SHOWN),
         )
         return gr.File([str(file) for file in files], visible=True)
 

@@ -11,6 +11,7 @@ import gradio as gr
 
 from ..common.errors import OptionError
 from ..common.formats import Record
+from . import view
 from .answering import answer_files
 from .controls import OptionControls, PromptControls, options
 from .downloads import batch_zip
@@ -20,6 +21,7 @@ from .picture_file import read_picture
 from .site import Site
 from .tables import html_table
 from .tasks import write_prompt
+from .uploads import of_uploads
 
 TABLE = ("Picture", "Answer", "Objects")
 
@@ -31,7 +33,7 @@ class BatchTab:
         self._site = site
         with gr.Row(equal_height=False):
             with gr.Column(min_width=320):
-                files = gr.File(label="Pictures", file_count="multiple", height=220, elem_id="batch-files")
+                files = of_uploads(gr.File)(label="Pictures", file_count="multiple", height=220, elem_id="batch-files")
                 prompt = PromptControls.build(site.settings, "batch")
                 with gr.Row(elem_classes="actions"):
                     self._run = gr.Button("Ask about all", variant="primary", min_width=100, elem_id="batch-run")
@@ -40,8 +42,8 @@ class BatchTab:
                     chosen = OptionControls.build(site.settings)
             with gr.Column(min_width=320):
                 self._line = gr.Markdown("", elem_classes="line", elem_id="batch-line")
-                self._table = gr.HTML("", elem_id="batch-table")
                 self._zip = gr.File(label="Download", interactive=False, visible=False, elem_id="batch-zip")
+                self._table = gr.HTML("", elem_id="batch-table")
         self._run.click(
             telling(self._running, self._line, is_idle(self._run, self._stop)),
             [files, *prompt.inputs, *chosen.inputs],
@@ -85,10 +87,15 @@ class BatchTab:
 
 
 def _rows(records: list[Record]) -> list[list[object]]:
-    return [
-        [record["image"], record.get("text", f"error: {record.get('error')}"), len(record.get("detections", []))]
-        for record in records
-    ]  # fmt: skip
+    return [[record["image"], _answer(record), len(record.get("detections", []))] for record in records]
+
+
+def _answer(record: Record) -> str:
+    """In words: what was found rather than its tokens."""
+    if "error" in record:
+        return f"error: {record['error']}"
+    found = view.names(view.found_in(record))
+    return ", ".join(found) if found else record["text"]
 
 
 def _summary(records: list[Record], asked: int) -> str:

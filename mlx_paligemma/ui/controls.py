@@ -82,7 +82,7 @@ class OptionControls:
         sampling = gr.Checkbox(False, label="Sampling", info="Off: the likeliest token each time.")
         temperature = gr.Slider(0.05, 2, 0.7, step=0.05, label="Temperature", visible=False)
         top_p = gr.Slider(0.05, 1, 0.95, step=0.05, label="Top-p", visible=False)
-        seed = gr.Number(None, label="Seed", info="Empty: another answer each time.", precision=0, minimum=0, visible=False)
+        seed = gr.Number(None, label="Seed", info="Empty: another answer each time.", visible=False)
         drawn = [temperature, top_p, seed]
         sampling.change(cls._show, sampling, drawn, show_progress="hidden", api_visibility="private")
         return cls(max_tokens, sampling, temperature, top_p, seed, grammar)
@@ -102,7 +102,12 @@ def options(
 ) -> SamplingOptions:
     """What the controls say. Raises OptionError."""
     plain = SamplingOptions(int(max_tokens), grammar=grammar)
-    return replace(plain, temperature=temperature, top_p=top_p, seed=None if seed is None else int(seed)) if sampling else plain
+    return replace(plain, temperature=temperature, top_p=top_p, seed=_whole(seed)) if sampling else plain
+
+
+def _whole(seed: Any) -> Any:
+    """1.0, as a browser may send it, is 1; what is no whole number is left to be refused."""
+    return int(seed) if seed is not None and seed == int(seed) else seed
 
 
 def _shown(task: str, text: str, language: str | None) -> str:

@@ -65,6 +65,6 @@ def _fields(place: str) -> list[Any]:
     )  # fmt: skip
     with gr.Row():
         backend = gr.Radio([*NAMES], value=NAMES[0], label="Backend", min_width=140)
-        dtype = gr.Dropdown([*DTYPES], value=AS_STORED, label="Numbers", min_width=140)
+        dtype = gr.Dropdown([*DTYPES], value=AS_STORED, label="Numbers", filterable=False, min_width=140)
         revision = gr.Textbox("", label="Revision", placeholder="main", min_width=140)
     return [name, backend, dtype, revision]

@@ -14,7 +14,6 @@ from .model_tab import ModelTab
 from .plain_text import in_markdown
 from .shelf import MAIN
 from .site import Site
-from .uploads import take_only_uploads
 
 TITLE = "PaliGemma"
 
@@ -39,7 +38,6 @@ def make_page(site: Site) -> gr.Blocks:
         for change in changes:
             change(lambda: _loaded(site), None, [loaded, *ask.backends], show_progress="hidden", **PRIVATE)
         page.unload(_leaving(site))
-    take_only_uploads(page)
     return page
 
 

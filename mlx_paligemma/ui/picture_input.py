@@ -13,11 +13,12 @@ from .picture_file import is_shown_by_browsers, read_picture, save_for_browsers
 from .plain_text import warn
 from .settings import Settings
 from .site import Site
+from .uploads import of_uploads
 
 
 def picture_input(site: Site) -> gr.Image:
     """The component, in the block that is open. It gives the path of the uploaded file."""
-    picture = gr.Image(
+    picture = of_uploads(gr.Image, preprocess=_path)(
         type="filepath",
         label="Picture",
         sources=["upload", "webcam", "clipboard"],
@@ -26,9 +27,6 @@ def picture_input(site: Site) -> gr.Image:
         buttons=["fullscreen"],
         elem_classes="picture",
     )
-    # Gradio 6.31 opens the file itself, and all it says of a bad one is "Error". A class of our own would be the clean way, but
-    # Gradio writes a .pyi file beside each module that has one.
-    picture.preprocess = _path  # type: ignore[method-assign]
     picture.input(lambda path: _looked_at(path, site), picture, picture, show_progress="hidden", **PRIVATE)
     return picture
 
@@ -40,7 +38,8 @@ def open_picture(path: str | None, settings: Settings) -> Any:
     return read_picture(Path(path), settings.max_image_pixels)
 
 
-def _path(payload: Any) -> str | None:
+def _path(component: gr.Image, payload: Any) -> str | None:
+    """Gradio would open the file itself, and all it says of a bad one is "Error"."""
     return None if payload is None else payload.path
 
 

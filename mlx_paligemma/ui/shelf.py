@@ -50,7 +50,7 @@ class Shelf:
         if runner is None and self._loading.locked():
             raise BusyError("the model is being loaded; ask again when it is there")
         if runner is None:
-            raise OptionError("no model is loaded; load one first")
+            raise OptionError(f"no {'second ' if place == SECOND else ''}model is loaded; load one first")
         return runner
 
     def find(self, place: str = MAIN) -> Runner | None:

@@ -51,10 +51,10 @@ def layers(picture: Image.Image, found: Detections) -> Layers:
     """Boxes as outlines and masks as tints, in the colours that drawn pictures have."""
     shown = picture.copy()
     shown.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    names = _names(found)
+    named = names(found)
     colors = label_colors(item.label for item in found)
-    by_name = {name: "#{:02x}{:02x}{:02x}".format(*colors[item.label]) for name, item in zip(names, found, strict=True)}
-    return Layers(shown, [(_opacity(item, picture, shown.size), name) for name, item in zip(names, found, strict=True)], by_name)
+    by_name = {name: "#{:02x}{:02x}{:02x}".format(*colors[item.label]) for name, item in zip(named, found, strict=True)}
+    return Layers(shown, [(_opacity(item, picture, shown.size), name) for name, item in zip(named, found, strict=True)], by_name)
 
 
 def rows(found: Detections) -> list[list[object]]:
@@ -72,6 +72,8 @@ def summary(record: Record) -> str:
     """What the answer cost, in a line."""
     stats, found = record["stats"], len(record["detections"])
     parts = [_counted(found, "object")] if found else []
+    if not record["text"] and record["finish_reason"] != "cancelled":
+        parts = ["The model has nothing to say to this"]
     parts.append(_counted(stats["generation_tokens"], "token"))
     if stats["time_to_first_token_s"] is not None:
         parts.append(f"the first after {stats['time_to_first_token_s']:.2f} s")
@@ -86,12 +88,12 @@ def _counted(count: int, thing: str) -> str:
     return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
-def _names(found: Detections) -> list[str]:
+def names(found: Detections) -> list[str]:
     """A name for each object, with its score; numbered where two would have the same."""
     plain = [item.label if item.score is None else f"{item.label} {item.score:.2f}" for item in found]
-    names = [name if plain.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(plain, 1)]
-    is_clear = len({*names}) == len(names)  # not where a label itself looks like a numbered name
-    return names if is_clear else [f"{number}: {name}" for number, name in enumerate(plain, 1)]
+    numbered = [name if plain.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(plain, 1)]
+    is_clear = len({*numbered}) == len(numbered)  # not where a label itself looks like a numbered name
+    return numbered if is_clear else [f"{number}: {name}" for number, name in enumerate(plain, 1)]
 
 
 def _opacity(item: Detection, picture: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]:
